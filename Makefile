@@ -1,0 +1,43 @@
+# Everything that the project needs goes into .venv; nothing else on the machine is changed.
+#   make quickstart   set up, train a small detector on generated pictures, show the result (a few minutes)
+#   make test         set up, then lint, types and tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: quickstart test lint types pytest docs format clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/python tools/train_net.py --config-file configs/quickstart.yaml
+	@echo "Next: open the report named above; your own data: README.md, 'Your own data'."
+
+test: lint types pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy detkit
+
+pytest: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+docs: $(VENV)/.installed
+	$(BIN)/python tools/write_config_docs.py
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch first, pinned by constraints.txt; the rest then builds against it without a build environment of its own.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch "setuptools>=77" wheel ninja pybind11 numpy
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m detkit.env
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info detkit/*.so

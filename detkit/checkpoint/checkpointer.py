@@ -1,0 +1,79 @@
+"""Checkpoints of a run: written whole or not at all, verified when read, the newest good one found."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detkit.files import write_atomically
+from detkit.log import get_logger
+
+FINAL = "model_final.pth"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read; the message names the file."""
+
+
+class Checkpointer:
+    """The `checkpoints/` folder of a run: `model_<iteration>.pth`, the newest `keep` of them."""
+
+    def __init__(self, folder: Path | str, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"SOLVER.KEEP_CHECKPOINTS must be at least 1, and is {keep}")
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(self, state: dict[str, Any]) -> Path:
+        """Write a state with its "iteration"; drop older ones only after it is on the disk. Returns the file.
+
+        A state that is not finite is refused: the last good checkpoint stays the newest.
+        """
+        for name, tensor in state["model"].items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise CheckpointError(f"not saved: '{name}' is not finite at iteration {state['iteration']}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"model_{state['iteration']:08d}.pth"
+        write_atomically(path, lambda file: torch.save(state, file))
+        for old in self.files()[self.keep :]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def files(self) -> list[Path]:
+        """Return the checkpoints, newest first."""
+        return sorted(self.folder.glob("model_[0-9]*.pth"), reverse=True)
+
+    def load_newest(self) -> dict[str, Any] | None:
+        """Return the newest state that can be read, or None; says so where it had to go back to an older one."""
+        for path in self.files():
+            try:
+                return load_file(path)
+            except CheckpointError as error:
+                get_logger(__name__).warning("%s; going back to the checkpoint before it", error)
+        return None
+
+
+def load_file(path: Path | str) -> dict[str, Any]:
+    """Read a file that torch.save wrote, tensors and plain containers only, its checksums verified.
+
+    Raises CheckpointError naming the file: missing, cut off, a byte changed, or holding anything but data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise CheckpointError(f"{path}: damaged (the checksum of '{broken}' is wrong)")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile, zlib, torch and pickle raise many kinds for a damaged file
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(
+            f"{path}: cannot be read as a file of weights ({type(error).__name__}: {reason})"
+        ) from error

@@ -1,0 +1,98 @@
+"""The commands of detkit; the scripts in tools/ call these functions."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+from detkit.config import CfgNode, ConfigError, get_cfg
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*(=|$)")  # SEED, MODEL.WEIGHTS or SEED=1, not a folder such as projects/mine
+
+
+def train_net(argv: Sequence[str] | None = None) -> int:
+    """Train, resume or evaluate a detector from a config file; returns the exit status.
+
+    An error that is the user's to mend (config, data, weights) is one message on standard error and status 2; one of
+    the program is a traceback.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parse_arguments(argv)
+    from detkit.checkpoint import CheckpointError
+    from detkit.data import DataError
+    from detkit.engine import NonFiniteLossError, evaluate_only, train
+    from detkit.engine.launch import is_under_torchrun, process_group, run_under_torchrun
+
+    try:
+        cfg = config_from(args)
+        if args.num_gpus > 1 and not is_under_torchrun():
+            return run_under_torchrun(args.num_gpus, ["-m", "detkit.cli", "train", *argv])
+        with process_group():
+            if args.eval_only:
+                evaluate_only(cfg)
+            else:
+                train(cfg, resume=args.resume)
+        return 0
+    except (ConfigError, DataError, CheckpointError, NonFiniteLossError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Read a command line; overrides may stand anywhere, also behind `--projects DIR ...`."""
+    args = _parser().parse_intermixed_args(argv)
+    first = next((i for i, word in enumerate(args.projects) if _KEY.match(word)), len(args.projects))
+    args.overrides = args.projects[first:] + args.overrides
+    args.projects = args.projects[:first]
+    return args
+
+
+def config_from(args: argparse.Namespace) -> CfgNode:
+    """Return the config of a command line: the projects imported, the file merged, then the overrides."""
+    from detkit.engine import import_projects
+
+    names = import_projects(args.projects)
+    cfg = get_cfg()
+    cfg.PROJECTS = names
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.overrides)
+    return cfg
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `detkit train ...` or `detkit env`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["train"]:
+        return train_net(argv[1:])
+    if argv[:1] == ["env"]:
+        from detkit.env import main as print_environment
+
+        print_environment()
+        return 0
+    print("usage: detkit {train,env} ...   (detkit train --help)", file=sys.stderr)
+    return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train_net.py",
+        description="Train a detector from a config file and evaluate it.",
+        epilog="Everything else is in the config: docs/config.md lists all keys.",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a .yaml of configs/, or one of yours")
+    parser.add_argument("--resume", action="store_true", help="go on with the newest run of this config")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (torchrun)")
+    parser.add_argument(
+        "--projects", nargs="+", action="extend", default=[], metavar="DIR", help="package folders to import"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY VALUE | KEY=VALUE", help="config keys, over the file's"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Every key of the core, with its type, default and meaning. The defaults are the paper's where it speaks.
+
+Options of components (`MODEL.CLS_LOSS.SigmoidFocalLoss.GAMMA`) are not listed here: they are read from the components'
+constructors, and docs/config.md shows both.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from detkit import registry
+from detkit.config.node import CfgNode
+
+# Keys that may differ when a run is resumed: they change where and how it runs, not what it computes.
+KEYS_FREE_ON_RESUME = (
+    "OUTPUT_DIR",
+    "PROJECTS",
+    "LOG_PERIOD",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.KEEP_CHECKPOINTS",
+    "MODEL.WEIGHTS",
+    "VIS.",
+)
+
+
+def default_config() -> CfgNode:
+    """Return a new config with every core key; the options of components are added by get_cfg."""
+    cfg = CfgNode()
+    _add_run(cfg)
+    _add_model(cfg.section("MODEL"))
+    _add_input(cfg)
+    _add_solver(cfg.section("SOLVER"))
+    _add_test(cfg)
+    return cfg
+
+
+def _add_run(cfg: CfgNode) -> None:
+    cfg.declare("OUTPUT_DIR", "", str, "Folder of the run; empty: runs/<config name>/<n>, never over an old run.")
+    cfg.declare("SEED", 0, int, "Seed of the initial weights, the order of the images and the augmentation.")
+    cfg.declare("DEVICE", "auto", str, "auto (a CUDA device if there is one), cpu, cuda or cuda:N.")
+    cfg.declare(
+        "PRECISION",
+        "auto",
+        Literal["auto", "fp32", "bf16"],
+        "auto: bf16 autocast where the device computes it fast (CUDA with bf16, a CPU with AMX), else fp32.",
+    )
+    cfg.declare("LOG_PERIOD", 20, int, "Iterations between two lines of the log.")
+    cfg.declare("PROJECTS", (), tuple[str, ...], "Names of the loaded projects; information only, set by --projects.")
+    cfg.declare_list_slot(
+        "HOOKS", registry.HOOKS, (), "Hooks of the trainer, run in this order after the built-in ones."
+    )
+    vis = cfg.section("VIS")
+    vis.declare("NUM_IMAGES", 8, int, "Validation pictures drawn with ground truth beside predictions; 0: none.")
+    vis.declare("SCORE_THRESHOLD", 0.4, float, "Lowest score of a prediction that is drawn.")
+
+
+def _add_model(model: CfgNode) -> None:
+    model.declare_slot("DETECTOR", registry.DETECTORS, "RetinaNet", "The detector.")
+    model.declare(
+        "WEIGHTS", "", str, "File of weights to start from (.pth); empty: from scratch. Written checkpoints work too."
+    )
+    model.declare_slot("BACKBONE", registry.BACKBONES, "ResNet", "The bottom-up network.")
+    model.declare_slot("NECK", registry.NECKS, "FPN", "The pyramid on top of the backbone.")
+    model.declare_slot("HEAD", registry.HEADS, "RetinaNetHead", "The classification and box subnets.")
+    model.declare_slot("ASSIGNER", registry.ASSIGNERS, "IoUAssigner", "How anchors get their labels.")
+    model.declare_slot("SAMPLER", registry.SAMPLERS, "AllAnchors", "Which labelled anchors enter the loss.")
+    model.declare_slot("CLS_LOSS", registry.CLS_LOSSES, "SigmoidFocalLoss", "The classification loss.")
+    model.declare_slot("BOX_LOSS", registry.BOX_LOSSES, "SmoothL1", "The box regression loss.")
+    model.declare(
+        "PRIOR_PROB", 0.01, float | None, "Foreground score at the start of training (section 4.1); None: bias 0."
+    )
+    model.declare(
+        "PIXEL_MEAN",
+        (103.53, 116.28, 123.675),
+        tuple[float, float, float],
+        "Subtracted, in the order of INPUT.CHANNELS.",
+    )
+    model.declare(
+        "PIXEL_STD", (1.0, 1.0, 1.0), tuple[float, float, float], "Divided by, in the order of INPUT.CHANNELS."
+    )
+    anchors = model.section("ANCHORS")
+    anchors.declare("SIZES", (32.0, 64.0, 128.0, 256.0, 512.0), tuple[float, ...], "Base size of each level, pixels.")
+    anchors.declare("SCALES_PER_OCTAVE", 3, int, "Scales at each level: 2^(i/n) times the base size.")
+    anchors.declare("ASPECT_RATIOS", (0.5, 1.0, 2.0), tuple[float, ...], "Height over width.")
+    anchors.declare("OFFSET", 0.0, float, "Centre of the first anchor, in strides.")
+    coder = model.section("BOX_CODER")
+    coder.declare("WEIGHTS", (1.0,) * 4, tuple[float, float, float, float], "Multipliers of dx, dy, dw, dh.")
+    coder.declare("MAX_LOG_RATIO", math.log(1000 / 16), float, "Upper clamp of dw and dh when decoding.")
+    criterion = model.section("CRITERION")
+    criterion.declare(
+        "NORMALIZER",
+        "assigned",
+        Literal["assigned", "selected_positives", "selected"],
+        "Losses are divided by: anchors assigned to a ground truth (the paper), those selected, or all selected.",
+    )
+    criterion.declare(
+        "NORMALIZER_MOMENTUM", 0.0, float, "Moving average of the normaliser; 0 off (the paper), 0.9 detectron2."
+    )
+    criterion.declare(
+        "BOX_LOSS_ON",
+        "assigned",
+        Literal["assigned", "selected"],
+        "Positives that the box loss sums over: all assigned, or only the selected ones.",
+    )
+    criterion.declare("BOX_LOSS_WEIGHT", 1.0, float, "Factor of the box loss.")
+    post = model.section("POSTPROCESS")
+    post.declare("SCORE_THRESHOLD", 0.05, float, "Scores must be above it (strictly).")
+    post.declare("TOPK_PER_LEVEL", 1000, int, "Best (anchor, class) pairs of a level that are decoded.")
+    post.declare("NMS_IOU", 0.5, float, "A box is suppressed by a better one of its class above this IoU.")
+    post.declare("MAX_DETECTIONS", 100, int, "Detections kept per picture.")
+
+
+def _add_input(cfg: CfgNode) -> None:
+    data = cfg.section("DATASETS")
+    data.declare(
+        "TRAIN", (), tuple[str, ...], "Data sets to train on: registered names, or coco:ANNOTATIONS.json:IMAGES."
+    )
+    data.declare("TEST", (), tuple[str, ...], "Data sets to evaluate on.")
+    data.declare("FILTER_EMPTY", False, bool, "Leave pictures without a box out of training.")
+    inputs = cfg.section("INPUT")
+    inputs.declare("CHANNELS", "BGR", Literal["RGB", "BGR"], "Order of the channels that the network sees.")
+    inputs.declare_list_slot(
+        "TRAIN_TRANSFORMS", registry.TRANSFORMS, ("ResizeShortestEdge", "RandomFlip"), "Applied in training, in order."
+    )
+    inputs.declare_list_slot(
+        "TEST_TRANSFORMS", registry.TRANSFORMS, ("ResizeShortestEdge",), "Applied in evaluation and by the predictor."
+    )
+    loader = cfg.section("DATALOADER")
+    loader.declare("NUM_WORKERS", -1, int, "Processes that load pictures; 0: none, -1: cores - 1, at most 8.")
+    loader.declare("ASPECT_RATIO_GROUPING", True, bool, "Batches of wide pictures only, or of tall ones only.")
+
+
+def _add_solver(solver: CfgNode) -> None:
+    solver.declare("IMS_PER_BATCH", 16, int, "Pictures of an iteration, over all devices.")
+    solver.declare(
+        "REFERENCE_BATCH",
+        16,
+        int | None,
+        "Batch that BASE_LR, MAX_ITER and the schedule are stated for; they scale to IMS_PER_BATCH. None: no scaling.",
+    )
+    solver.declare("BASE_LR", 0.01, float, "Learning rate at REFERENCE_BATCH.")
+    solver.declare("MAX_ITER", 90000, int, "Iterations at REFERENCE_BATCH.")
+    solver.declare("WEIGHT_DECAY", 1e-4, float, "Weight decay of convolution weights.")
+    solver.declare("WEIGHT_DECAY_NORM", 0.0, float, "Weight decay of normalisation layers.")
+    solver.declare("WEIGHT_DECAY_BIAS", None, float | None, "Weight decay of biases; None: as weights.")
+    solver.declare("BIAS_LR_FACTOR", 1.0, float, "Learning rate of biases, relative.")
+    solver.declare("CLIP_GRADIENTS", None, float | None, "Largest norm of the whole gradient; None: no clipping.")
+    solver.declare_slot("OPTIMIZER", registry.OPTIMIZERS, "SGD", "The optimiser.")
+    solver.declare_slot("LR_SCHEDULE", registry.LR_SCHEDULES, "WarmupMultiStep", "The learning rate over iterations.")
+    solver.declare("CHECKPOINT_PERIOD", 5000, int, "Iterations between two checkpoints (as run, not scaled).")
+    solver.declare("KEEP_CHECKPOINTS", 2, int, "Newest checkpoints that are kept; the final one always is.")
+
+
+def _add_test(cfg: CfgNode) -> None:
+    test = cfg.section("TEST")
+    test.declare("EVAL_PERIOD", 0, int, "Iterations between two evaluations (as run, not scaled); 0: at the end only.")
+    test.declare("IMS_PER_BATCH", 1, int, "Pictures of a batch in evaluation.")
+    test.declare_list_slot("EVALUATORS", registry.EVALUATORS, ("CocoEvaluator",), "What is computed on DATASETS.TEST.")

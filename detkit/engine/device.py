@@ -1,0 +1,69 @@
+"""Where a run computes and in what precision."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import resource
+import sys
+
+import torch
+
+from detkit.config import ConfigError
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device that DEVICE names; auto: this rank's CUDA device if there is one, else the CPU."""
+    from detkit.distributed import local_rank
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"DEVICE '{name}' is not a device: use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"DEVICE '{name}': this torch ({torch.__version__}) sees no CUDA device; use DEVICE cpu")
+        device = torch.device("cuda", local_rank() if device.index is None else device.index)
+        torch.cuda.set_device(device)
+    return device
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return bfloat16 where PRECISION asks for it, or `auto` finds it fast on the device; None: float32."""
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = torch.cpu._is_amx_tile_supported()  # without AMX, bf16 is slower than float32 on a CPU
+        precision = "bf16" if fast else "fp32"
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """Return the context in which the network's forward pass runs."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def keep_large_blocks() -> None:
+    """Tell glibc to reuse large blocks instead of giving each back to the system (no effect elsewhere).
+
+    A tensor above 32 MB otherwise lands in fresh pages every time, whose faults cost more than most arithmetic on a
+    CPU. It changes the whole process, so train() and the tools call it, never an import.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    m_trim_threshold, m_mmap_threshold, largest = -1, -3, 2**31 - 1
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_mmap_threshold, largest)
+        libc.mallopt(m_trim_threshold, largest)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the largest memory so far in MB: allocated on a CUDA device, resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

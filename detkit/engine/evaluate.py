@@ -1,0 +1,99 @@
+"""Evaluating a detector on the data sets of DATASETS.TEST."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detkit.config import CfgNode
+from detkit.data import ImageIndex, build_test_data, build_test_loader
+from detkit.distributed import is_main
+from detkit.engine.device import autocast
+from detkit.engine.run_folder import PREDICTIONS
+from detkit.evaluation import flat_metrics, results_table
+from detkit.files import write_text_atomically
+from detkit.log import get_logger
+from detkit.registry import EVALUATORS
+from detkit.structures import Detections
+
+
+@dataclass
+class Evaluated:
+    """One data set's outcome: results by task, and the detections of the first pictures by row, for drawing."""
+
+    name: str
+    index: ImageIndex
+    results: dict[str, Any]
+    first: dict[int, Detections] = field(default_factory=dict)
+    evaluators: list[Any] = field(default_factory=list)
+
+
+class TestSets:
+    """The data sets of DATASETS.TEST, their classes matched to the detector's by name; read once, used at each call."""
+
+    def __init__(self, cfg: CfgNode, class_names: Sequence[str]) -> None:
+        self._cfg, self._class_names = cfg, tuple(class_names)
+        self.indices = {name: build_test_data(cfg, name, self._class_names) for name in cfg.DATASETS.TEST}
+
+    def evaluate(self, detector: nn.Module, device: torch.device, dtype: torch.dtype | None) -> list[Evaluated]:
+        """Run the detector over every data set; results are empty on ranks other than the main one."""
+        was_training = detector.training
+        detector.eval()
+        try:
+            return [self._evaluate_one(name, detector, device, dtype) for name in self.indices]
+        finally:
+            detector.train(was_training)
+
+    @torch.no_grad()
+    def _evaluate_one(
+        self, name: str, detector: nn.Module, device: torch.device, dtype: torch.dtype | None
+    ) -> Evaluated:
+        index = self.indices[name]
+        offered = {"index": index, "class_names": self._class_names}
+        evaluators = EVALUATORS.build_list(self._cfg.TEST.EVALUATORS, **offered)
+        outcome = Evaluated(name, index, {}, evaluators=evaluators)
+        get_logger(__name__).info("evaluating on %s: %d pictures", name, len(index))
+        for rows, batch in build_test_loader(self._cfg, index):
+            with autocast(device, dtype):
+                detections = [found.to("cpu") for found in detector(batch.to(device, non_blocking=True))]
+            for evaluator in evaluators:
+                evaluator.process(detections, list(rows))
+            for row, found in zip(rows, detections, strict=True):
+                if int(row) < self._cfg.VIS.NUM_IMAGES:
+                    outcome.first[int(row)] = found
+        for evaluator in evaluators:
+            outcome.results.update(evaluator.evaluate())
+        return outcome
+
+
+def joined_results(outcomes: Sequence[Evaluated]) -> dict[str, Any]:
+    """Return one results dict: that of the only data set, or each data set's below its name."""
+    if len(outcomes) == 1:
+        return outcomes[0].results
+    return {f"{outcome.name}/{task}": values for outcome in outcomes for task, values in outcome.results.items()}
+
+
+def write_predictions(folder: Path, outcomes: Sequence[Evaluated]) -> None:
+    """Write the detections in COCO's result format: predictions.json, predictions_2.json, ... in the order of TEST."""
+    for number, outcome in enumerate(outcomes, 1):
+        for evaluator in outcome.evaluators:
+            if hasattr(evaluator, "predictions"):
+                rows = evaluator.predictions()
+                name = PREDICTIONS if number == 1 else PREDICTIONS.replace(".", f"_{number}.")
+                if is_main():
+                    write_text_atomically(folder / name, json.dumps(rows))
+
+
+def show_results(outcomes: Sequence[Evaluated]) -> None:
+    """Log the table of every data set."""
+    for outcome in outcomes:
+        get_logger(__name__).info("%s\n%s", outcome.name, results_table(outcome.results))
+
+
+__all__ = ["Evaluated", "TestSets", "flat_metrics", "joined_results", "show_results", "write_predictions"]

@@ -1,0 +1,179 @@
+"""The built-in hooks, in the order in which train() runs them: metrics, evaluation, checkpoints; then the user's.
+
+A hook gets the trainer at four points: before_train, before_step, after_step, after_train (not after an error).
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detkit.checkpoint import Checkpointer
+from detkit.distributed import all_reduce_mean, barrier, is_distributed, is_main
+from detkit.engine.device import peak_memory_mb
+from detkit.engine.signals import StopSignal
+from detkit.engine.trainer import Trainer
+from detkit.evaluation.tables import flat_metrics
+from detkit.log import JsonLines, LiveLine, format_duration, get_logger
+
+
+class Metrics:
+    """Writes metrics.jsonl (a row per iteration, deterministic values only), timing.jsonl and the live line.
+
+    Losses stay on the device and come to the host together, every `period` iterations.
+    """
+
+    def __init__(self, metrics: JsonLines | None, timing: JsonLines | None, period: int, live: LiveLine) -> None:
+        self.metrics, self.timing, self.period, self.live = metrics, timing, max(period, 1), live
+        self._waiting: list[tuple[int, dict[str, Tensor], float, Tensor]] = []
+        self._clock = time.perf_counter()
+        self._data_seconds = 0.0
+        self._seconds_per_iter = 0.0
+        self._excluded = 0.0
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Start the clock."""
+        self._clock = time.perf_counter()
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Remember the losses; flush at the first iteration, every `period` and at the last."""
+        assert trainer.batch is not None
+        self._waiting.append((trainer.iteration, trainer.losses, trainer.lr, trainer.batch.image_ids))
+        self._data_seconds += trainer.data_seconds
+        due = trainer.iteration % self.period == 0 or trainer.iteration == trainer.max_iter
+        if due or not self._seconds_per_iter:
+            self.flush(trainer)
+
+    def flush(self, trainer: Trainer) -> None:
+        """Bring the waiting losses to the host, look that they are finite, write and show them."""
+        if not self._waiting:
+            return
+        names = list(self._waiting[0][1])
+        table = torch.stack([torch.stack([losses[n].float() for n in names]) for _, losses, _, _ in self._waiting])
+        rows = all_reduce_mean(table).cpu()
+        for values, (iteration, _, lr, image_ids) in zip(rows, self._waiting, strict=True):
+            losses = dict(zip(names, values, strict=True))
+            trainer.refuse_nonfinite(iteration - 1, losses, image_ids, lr)
+            if self.metrics is not None:
+                numbers = {name: float(value) for name, value in losses.items()}
+                self.metrics.write({"iteration": iteration, **numbers, "lr": lr})
+        self._time(trainer, len(self._waiting), dict(zip(names, rows.mean(0).tolist(), strict=True)))
+        self._waiting = []
+
+    def pause(self, seconds: float) -> None:
+        """Leave a time span (an evaluation, say) out of the seconds per iteration."""
+        self._excluded += seconds
+
+    def _time(self, trainer: Trainer, steps: int, losses: dict[str, float]) -> None:
+        now = time.perf_counter()
+        elapsed = max(now - self._clock - self._excluded, 1e-9)
+        seconds, waited = elapsed / steps, min(self._data_seconds / elapsed, 1.0)
+        self._clock, self._data_seconds, self._excluded = now, 0.0, 0.0
+        recent = self._seconds_per_iter
+        self._seconds_per_iter = 0.7 * recent + 0.3 * seconds if recent and trainer.iteration > 2 else seconds
+        eta = (trainer.max_iter - trainer.iteration) * self._seconds_per_iter
+        memory = peak_memory_mb(trainer.device)
+        parts = " ".join(f"{n.removeprefix('loss_')} {v:.3f}" for n, v in losses.items() if n.startswith("loss_"))
+        self.live.update(
+            f"{trainer.iteration}/{trainer.max_iter}  eta {format_duration(eta)}  loss {losses['loss']:.3f} ({parts})  "
+            f"lr {trainer.lr:.2g}  {seconds:.2f} s/iter  data {waited:.0%}  {memory / 1024:.1f} GB"
+        )
+        if self.timing is not None:
+            self.timing.write(
+                {
+                    "iteration": trainer.iteration,
+                    "seconds_per_iteration": round(seconds, 5),
+                    "data_wait": round(waited, 4),
+                    "peak_memory_mb": round(memory, 1),
+                    "eta_seconds": round(eta, 1),
+                }
+            )
+
+
+class Evaluation:
+    """Evaluates every `period` iterations (0: never) and at the end; its AP joins metrics.jsonl.
+
+    A resumed run whose checkpoint was written at such an iteration, but whose evaluation was not, evaluates first.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], dict[str, Any]],
+        period: int,
+        metrics: Metrics,
+        done_at: set[int],
+    ) -> None:
+        self._evaluate = evaluate
+        self._period = period
+        self._metrics = metrics
+        self._done_at = done_at
+        self.results: dict[str, Any] = {}
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Catch up where a resumed run stopped between a checkpoint and its evaluation."""
+        if trainer.iteration and self._due(trainer) and trainer.iteration not in self._done_at:
+            self._run(trainer)
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Evaluate where it is due."""
+        if self._due(trainer):
+            self._run(trainer)
+
+    def _due(self, trainer: Trainer) -> bool:
+        periodic = self._period > 0 and trainer.iteration % self._period == 0
+        return periodic and trainer.iteration < trainer.max_iter
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Evaluate the final weights."""
+        self._run(trainer)
+
+    def _run(self, trainer: Trainer) -> None:
+        started = time.perf_counter()
+        self.results = self._evaluate()
+        row = flat_metrics(self.results)
+        if self._metrics.metrics is not None and row and trainer.iteration not in self._done_at:
+            self._metrics.metrics.write({"iteration": trainer.iteration, **row})
+            self._done_at.add(trainer.iteration)
+        trainer.model.train()
+        self._metrics.pause(time.perf_counter() - started)
+
+
+class Checkpoints:
+    """Saves the state every `period` iterations and at the last; told to stop, saves and exits with status 143."""
+
+    def __init__(
+        self, checkpointer: Checkpointer, period: int, metrics: Metrics, stop: StopSignal, extra: dict[str, Any]
+    ) -> None:
+        self._checkpointer, self._period, self._metrics = checkpointer, period, metrics
+        self._stop, self._extra = stop, extra
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Save where it is due, or where this process, or any other rank, was told to stop."""
+        last = trainer.iteration == trainer.max_iter
+        stop = not last and self._told_to_stop(trainer)
+        if last or stop or (self._period > 0 and trainer.iteration % self._period == 0):
+            self.save(trainer)
+        if stop:
+            get_logger(__name__).warning("told to stop: saved at iteration %d; --resume goes on", trainer.iteration)
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def _told_to_stop(self, trainer: Trainer) -> bool:
+        if not is_distributed():
+            return self._stop.received
+        if trainer.iteration % self._metrics.period:
+            return False  # all ranks must ask at the same iteration, and asking waits for the device
+        return bool(all_reduce_mean(torch.tensor(float(self._stop.received), device=trainer.device)) > 0)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write what is waiting for metrics.jsonl, then the checkpoint, so that the file covers the checkpoint."""
+        self._metrics.flush(trainer)
+        if is_main():
+            if self._metrics.metrics is not None:
+                self._metrics.metrics.sync()
+            self._checkpointer.save({**trainer.state_dict(), **self._extra})
+        barrier()

@@ -1,0 +1,48 @@
+"""Processes and ranks: torchrun's contract, and `--num-gpus N` as a way to ask torchrun for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+
+from detkit.config import ConfigError
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Join the process group that torchrun (or a batch system, by the same variables) set up; alone, do nothing.
+
+    Tensors on the CPU travel by gloo, those on CUDA devices by NCCL.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def run_under_torchrun(num_processes: int, argv: Sequence[str]) -> int:
+    """Run `python argv...` in `num_processes` processes on this machine and return the exit status.
+
+    One process per CUDA device; without CUDA they share the CPU, which is for tests. Asking for more devices than
+    there are is a ConfigError.
+    """
+    devices = torch.cuda.device_count()
+    if torch.cuda.is_available() and num_processes > devices:
+        raise ConfigError(f"--num-gpus {num_processes}: this machine has {devices}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    return subprocess.call([*command, *argv])
+
+
+def is_under_torchrun() -> bool:
+    """Return whether this process was started as one rank of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1

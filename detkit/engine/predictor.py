@@ -1,0 +1,68 @@
+"""Detecting in pictures of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detkit.checkpoint import CheckpointError, load_file
+from detkit.config import CfgNode, get_cfg
+from detkit.data import build_predict_transform
+from detkit.engine.device import autocast, autocast_dtype, keep_large_blocks, select_device
+from detkit.engine.train import detector_with_weights
+from detkit.structures import Batch, Detections
+
+
+class Predictor:
+    """A trained detector for pictures: `Predictor("model_final.pth")(["a.jpg", array])` -> [Detections, ...].
+
+    Takes a checkpoint of train(), which holds its config and class names, or a config whose MODEL.WEIGHTS names one.
+    Pictures are resized as INPUT.TEST_TRANSFORMS say, and go through the network TEST.IMS_PER_BATCH at a time.
+    """
+
+    def __init__(self, cfg_or_checkpoint: CfgNode | Path | str, *, device: str = "auto") -> None:
+        keep_large_blocks()
+        cfg = cfg_or_checkpoint if isinstance(cfg_or_checkpoint, CfgNode) else _cfg_of(cfg_or_checkpoint)
+        if not cfg.MODEL.WEIGHTS:
+            raise CheckpointError("a Predictor needs weights: give a checkpoint, or set MODEL.WEIGHTS in the config")
+        self.device = select_device(cfg.DEVICE if device == "auto" else device)
+        self._dtype = autocast_dtype(cfg.PRECISION, self.device)
+        self._batch_size = cfg.TEST.IMS_PER_BATCH
+        self._transform = build_predict_transform(cfg)
+        self.detector, self.class_names = detector_with_weights(cfg, self.device)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Path | str | np.ndarray]) -> list[Detections]:
+        """Detect in pictures: paths, or arrays [H, W, 3] uint8 RGB. Boxes are in pixels of each picture as given.
+
+        A file that cannot be read, or an array of another shape or dtype, is an error that names it. No picture, no
+        detections: an empty list.
+        """
+        if isinstance(pictures, (str, Path)) or (isinstance(pictures, np.ndarray) and pictures.ndim == 3):
+            raise TypeError("a Predictor takes a list of pictures; put this one into a list: [picture]")
+        found: list[Detections] = []
+        for batch in self._batches(pictures):
+            with autocast(self.device, self._dtype):
+                found += [detections.to("cpu") for detections in self.detector(batch.to(self.device))]
+        return found
+
+    def _batches(self, pictures: Sequence[Path | str | np.ndarray]) -> Iterator[Batch]:
+        for start in range(0, len(pictures), self._batch_size):
+            samples = [self._transform(picture) for picture in pictures[start : start + self._batch_size]]
+            images = [torch.from_numpy(np.ascontiguousarray(s.image.transpose(2, 0, 1))) for s in samples]
+            yield Batch.from_images(images, original_sizes=[s.original_size for s in samples])
+
+
+def _cfg_of(path: Path | str) -> CfgNode:
+    content = load_file(path)
+    if "config" not in content:
+        raise CheckpointError(
+            f"{path}: holds no config (only checkpoints of train() do); give a config with MODEL.WEIGHTS"
+        )
+    cfg = get_cfg()
+    cfg.merge_from_text(content["config"], source=str(path))
+    cfg.MODEL.WEIGHTS = str(path)
+    return cfg

@@ -1,0 +1,70 @@
+"""The folder of a run: never over an old one, found again by --resume, and refused where its config has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detkit.checkpoint import Checkpointer
+from detkit.config import KEYS_FREE_ON_RESUME, CfgNode, ConfigError, get_cfg
+from detkit.files import new_numbered_folder
+
+CONFIG, RESULTS, PREDICTIONS, REPORT = "config.yaml", "results.json", "predictions.json", "report.html"
+METRICS, TIMING, CHECKPOINTS, PICTURES = "metrics.jsonl", "timing.jsonl", "checkpoints", "pictures"
+
+
+def runs_of(cfg: CfgNode) -> Path:
+    """Return the folder that holds the numbered runs of a config."""
+    return Path("runs") / cfg.config_name()
+
+
+def new_run_folder(cfg: CfgNode) -> Path:
+    """Make the folder of a new run: OUTPUT_DIR, which must not hold a run, or the next number below runs/<config>."""
+    if not cfg.OUTPUT_DIR:
+        return new_numbered_folder(runs_of(cfg))
+    folder = Path(cfg.OUTPUT_DIR)
+    if any((folder / name).exists() for name in (METRICS, RESULTS, CHECKPOINTS)):
+        raise ConfigError(
+            f"OUTPUT_DIR {folder} holds a run already: continue it with --resume, or name another folder (an empty "
+            "OUTPUT_DIR makes a new one each time)"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def folder_to_resume(cfg: CfgNode) -> Path | None:
+    """Return the newest folder of this config that has a checkpoint (OUTPUT_DIR if set), or None."""
+    if cfg.OUTPUT_DIR:
+        candidates = [Path(cfg.OUTPUT_DIR)]
+    else:
+        numbered = [p for p in runs_of(cfg).glob("*") if p.name.isdigit()]
+        candidates = sorted(numbered, key=lambda p: int(p.name), reverse=True)
+    return next((folder for folder in candidates if Checkpointer(folder / CHECKPOINTS).files()), None)
+
+
+def refuse_changed_config(folder: Path, cfg: CfgNode) -> None:
+    """Raise ConfigError, listing them, where keys that alter results differ from those that the run was started with."""
+    written = folder / CONFIG
+    old_cfg = get_cfg()
+    old_cfg.merge_from_file(written)
+    old, new = _flat(old_cfg.chosen()), _flat(cfg.chosen())
+    changed = [
+        f"  {key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(KEYS_FREE_ON_RESUME)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{written}: --resume continues the same run, and these keys would change its results:\n"
+            + "\n".join(changed)
+            + "\nSet them back, or start a new run from its weights (MODEL.WEIGHTS)."
+        )
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

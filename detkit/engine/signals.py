@@ -1,0 +1,33 @@
+"""Being told to stop: batch systems send SIGTERM or SIGUSR1 before they take a machine away."""
+
+from __future__ import annotations
+
+import signal
+from types import TracebackType
+
+
+class StopSignal:
+    """While entered, notes SIGTERM and SIGUSR1 instead of dying of them; `received` says whether one came."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        for name in ("SIGTERM", "SIGUSR1"):
+            number = getattr(signal, name, None)  # Windows has no SIGUSR1
+            try:
+                if number is not None:
+                    self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # outside the main thread signals are the caller's
+                return self
+        return self
+
+    def _note(self, *_: object) -> None:
+        self.received = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

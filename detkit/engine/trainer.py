@@ -1,0 +1,125 @@
+"""The training loop. What happens around a step (log, evaluation, checkpoints, pictures) is in the hooks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detkit.distributed import is_distributed
+from detkit.engine.device import autocast
+from detkit.structures import Batch
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss that is NaN or infinite; the message names the iteration, the images, the parts and the rate."""
+
+
+class Trainer:
+    """Owns the model, its optimiser and the count of iterations; calls the hooks around every step.
+
+    Attributes that hooks read: `detector` (the bare module), `iteration` (steps taken so far), `max_iter`, `batch`,
+    `losses` (detached, of the last step, on the device), `lr`, `device`, `data_seconds` (waited for the last batch).
+    """
+
+    def __init__(
+        self,
+        *,
+        detector: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        base_lr: float,
+        max_iter: int,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        clip_gradients: float | None = None,
+    ) -> None:
+        self.detector = detector
+        self.model: nn.Module = DistributedDataParallel(detector) if is_distributed() else detector
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.base_lr = base_lr
+        self.max_iter = max_iter
+        self.device = device
+        self.dtype = dtype
+        self.clip_gradients = clip_gradients
+        self.iteration = 0
+        self.batch: Batch | None = None
+        self.losses: dict[str, Tensor] = {}
+        self.lr = 0.0
+        self.data_seconds = 0.0
+        self.hooks: Sequence[Any] = ()
+
+    def train(self, loader: Iterable[Batch], hooks: Sequence[Any]) -> None:
+        """Take the steps from `iteration` to `max_iter`; the loader starts at `iteration`."""
+        self.hooks = hooks
+        self.model.train()
+        self._call("before_train")
+        batches = iter(loader)
+        while self.iteration < self.max_iter:
+            started = time.perf_counter()
+            self.batch = next(batches).to(self.device, non_blocking=True)
+            self.data_seconds = time.perf_counter() - started
+            self._call("before_step")
+            self.losses = self.step(self.batch)
+            self.iteration += 1
+            self._call("after_step")
+        self._call("after_train")
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Forward, backward, update; every `loss_*` that the detector returns is summed."""
+        self.lr = self.base_lr * self.schedule(self.iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * group["lr_factor"]
+        with autocast(self.device, self.dtype):
+            losses = self.model(batch)
+        total = torch.stack([value for name, value in losses.items() if name.startswith("loss_")]).sum()
+        kept = {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
+        if self.device.type == "cpu":  # elsewhere looking waits for the device: the log looks later
+            self.refuse_nonfinite(self.iteration, kept, batch.image_ids, self.lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if self.clip_gradients is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_gradients, foreach=True)
+        self.optimizer.step()
+        return kept
+
+    def refuse_nonfinite(self, iteration: int, losses: dict[str, Tensor], image_ids: Tensor, lr: float) -> None:
+        """Raise NonFiniteLossError unless every loss is finite."""
+        if all(bool(torch.isfinite(value)) for name, value in losses.items() if name.startswith("loss")):
+            return
+        parts = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+        raise NonFiniteLossError(
+            f"the loss is not finite at iteration {iteration}: {parts}; lr {lr:g}; images {image_ids.tolist()}. "
+            "The weights were not saved. A lower SOLVER.BASE_LR, a longer warm-up (WARMUP_ITERS) or "
+            "SOLVER.CLIP_GRADIENTS 10 usually help; check the boxes of these images."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next step depends on, as tensors and plain containers."""
+        return {
+            "iteration": self.iteration,
+            "model": self.detector.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "hooks": {type(h).__name__: h.state_dict() for h in self.hooks if hasattr(h, "state_dict")},
+        }
+
+    def load_state_dict(self, state: dict[str, Any], hooks: Sequence[Any]) -> None:
+        """Continue from a state: the next step is the one that an unbroken run would have taken."""
+        self.iteration = state["iteration"]
+        self.detector.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        for hook in hooks:
+            if hasattr(hook, "load_state_dict") and type(hook).__name__ in state["hooks"]:
+                hook.load_state_dict(state["hooks"][type(hook).__name__])
+
+    def _call(self, point: str) -> None:
+        for hook in self.hooks:
+            if hasattr(hook, point):
+                getattr(hook, point)(self)

@@ -1,0 +1,98 @@
+"""Writing files so that a reader, or a crash, never sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file through a temporary one beside it: fsync, rename, fsync the folder. Nothing is left on failure."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text_atomically(path: Path | str, text: str) -> None:
+    """Write a UTF-8 text file as write_atomically does."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+@contextlib.contextmanager
+def folder_made_whole(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` at the end, so that `path` is whole or absent.
+
+    Where another process finished first, its folder stays and ours is dropped. Nothing is left on failure.
+    """
+    import shutil
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    os.chmod(temporary, 0o777 & ~_umask())
+    try:
+        yield temporary
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync_folder(path.parent)
+
+
+def new_numbered_folder(parent: Path | str) -> Path:
+    """Make and return `parent/n`, n one above the largest there; never one that exists (exclusive mkdir)."""
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    taken = [int(p.name) for p in parent.iterdir() if p.name.isdigit()]
+    n = max(taken, default=0) + 1
+    while True:
+        try:
+            (parent / str(n)).mkdir()
+            return parent / str(n)
+        except FileExistsError:
+            n += 1
+
+
+def cache_folder() -> Path:
+    """Return where detkit keeps what it can make again: `$DETKIT_CACHE`, else `$XDG_CACHE_HOME/detkit`, `~/.cache`."""
+    if os.environ.get("DETKIT_CACHE"):
+        return Path(os.environ["DETKIT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detkit"
+
+
+def datasets_folder() -> Path:
+    """Return the folder that relative paths of data sets start from: `$DETKIT_DATASETS`, else the working folder."""
+    return Path(os.environ.get("DETKIT_DATASETS") or ".")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems refuse to sync a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,172 @@
+"""Options from constructors: one source of name, default, type and text; slots inside options; list sockets."""
+
+import copy
+import pickle
+
+import pytest
+
+from detkit import registry
+from detkit.config import ConfigError, get_cfg
+from detkit.registry import Registry, Slot, options_of
+
+
+def test_options_are_the_keyword_parameters_with_a_default(toy_loss):
+    options = {o.key: o for o in options_of(toy_loss)}
+    assert list(options) == ["GAMMA", "ALPHA", "STEPS", "FLAG", "LABEL"]
+    assert options["GAMMA"].default == 2.0
+    assert options["GAMMA"].type is float
+    assert options["GAMMA"].text == "focusing exponent, at least 0."
+    assert options["FLAG"].text == ""
+
+
+def test_an_option_without_annotation_is_refused():
+    def make(*, size=3): ...
+
+    with pytest.raises(TypeError, match=r"option 'size'.*no type annotation"):
+        options_of(make)
+
+
+def test_built_with_config_and_builder_arguments(cfg):
+    cfg.merge_from_list(["MODEL.CLS_LOSS.ToyLoss.GAMMA", "0.5"])
+    loss = registry.CLS_LOSSES.build(cfg.MODEL.CLS_LOSS, num_classes=7, unused="ignored")
+    assert (loss.num_classes, loss.gamma, loss.alpha, loss.steps) == (7, 0.5, 0.25, (1, 2))
+
+
+def test_missing_builder_argument_says_what_is_offered(cfg):
+    with pytest.raises(TypeError, match=r"ToyLoss.*needs \['num_classes'\].*offers \['classes'\]"):
+        registry.CLS_LOSSES.build(cfg.MODEL.CLS_LOSS, classes=7)
+
+
+@pytest.mark.parametrize(("text", "value"), [("2", 2.0), ("1e-4", 1e-4), ("-.5", -0.5), ("3E2", 300.0)])
+def test_an_int_and_yaml_1_2_exponents_are_floats(cfg, write, text, value):
+    cfg.merge_from_list(["MODEL.CLS_LOSS.ToyLoss.GAMMA", text])
+    assert cfg.MODEL.CLS_LOSS.ToyLoss.GAMMA == value
+    assert type(cfg.MODEL.CLS_LOSS.ToyLoss.GAMMA) is float
+    cfg.merge_from_file(write(f"MODEL: {{CLS_LOSS: {{ToyLoss: {{ALPHA: {text}}}}}}}"))
+    assert cfg.MODEL.CLS_LOSS.ToyLoss.ALPHA == value
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("GAMMA", "true"), ("GAMMA", "two"), ("GAMMA", ".nan"), ("ALPHA", "[1]"), ("STEPS", "[1, 2.5]"), ("FLAG", "1")],
+)
+def test_wrong_types_are_refused_with_key_and_value(cfg, key, text):
+    before = cfg.clone()
+    with pytest.raises(ConfigError, match=rf"MODEL.CLS_LOSS.ToyLoss.{key} must be .*got"):
+        cfg.merge_from_list([f"MODEL.CLS_LOSS.ToyLoss.{key}", text])
+    assert cfg == before
+
+
+def test_none_only_where_the_type_says_so(cfg):
+    for text in ("None", "null"):
+        cfg.merge_from_list(["MODEL.CLS_LOSS.ToyLoss.ALPHA", text])
+        assert cfg.MODEL.CLS_LOSS.ToyLoss.ALPHA is None
+    with pytest.raises(ConfigError, match="GAMMA must be float"):
+        cfg.merge_from_list(["MODEL.CLS_LOSS.ToyLoss.GAMMA", "None"])
+
+
+@pytest.mark.parametrize("text", ["(3, 4)", "[3, 4]", "(3, 4,)"])
+def test_sequences(cfg, text):
+    cfg.merge_from_list(["MODEL.CLS_LOSS.ToyLoss.STEPS", text])
+    assert cfg.MODEL.CLS_LOSS.ToyLoss.STEPS == (3, 4)
+
+
+def test_a_single_value_is_a_sequence_of_one(cfg):
+    cfg.merge_from_list(["MODEL.CLS_LOSS.ToyLoss.STEPS", "5", "DATASETS.TRAIN", "shapes:train,images=4,seed=1"])
+    assert cfg.MODEL.CLS_LOSS.ToyLoss.STEPS == (5,)
+    assert cfg.DATASETS.TRAIN == ("shapes:train,images=4,seed=1",)
+
+
+def test_text_stays_text(cfg):
+    cfg.merge_from_list(["MODEL.CLS_LOSS.ToyLoss.LABEL", "0123", "OUTPUT_DIR", "null"])
+    assert cfg.MODEL.CLS_LOSS.ToyLoss.LABEL == "0123"
+    assert cfg.OUTPUT_DIR == "null"
+
+
+def test_registration_after_get_cfg(register):
+    cfg = get_cfg()
+
+    class LateLoss:
+        def __init__(self, *, weight: float = 1.0): ...
+
+    register(registry.CLS_LOSSES, LateLoss)
+    cfg.merge_from_list(["MODEL.CLS_LOSS.NAME=LateLoss", "MODEL.CLS_LOSS.LateLoss.WEIGHT=3"])
+    assert cfg.MODEL.CLS_LOSS.LateLoss.WEIGHT == 3.0
+
+
+def test_a_slot_inside_an_option(register, toy_loss):
+    class TwoHeads:
+        def __init__(
+            self,
+            *,
+            first: Slot = registry.CLS_LOSSES.slot("ToyLoss"),  # noqa: B008
+            second: Slot = registry.CLS_LOSSES.slot("ToyLoss", gamma=0.0),  # noqa: B008
+        ):
+            self.first, self.second = first(num_classes=2), second(num_classes=3)
+
+    register(registry.HEADS, TwoHeads)
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.HEAD.NAME", "TwoHeads", "MODEL.HEAD.TwoHeads.FIRST.ToyLoss.GAMMA", "5"])
+    head = registry.HEADS.build(cfg.MODEL.HEAD)
+    assert (head.first.gamma, head.second.gamma) == (5.0, 0.0)
+    assert (head.first.num_classes, head.second.num_classes) == (2, 3)
+    assert TwoHeads().second.gamma == 0.0, "the same defaults hold without a config"
+
+
+def test_a_component_that_may_hold_itself_ends(register):
+    class Wrapper:
+        def __init__(self, *, inner: Slot = registry.BACKBONES.slot("ResNet"), depth: int = 1): ...  # noqa: B008
+
+    register(registry.BACKBONES, Wrapper)
+    cfg = get_cfg()
+    assert cfg.MODEL.BACKBONE.Wrapper.DEPTH == 1
+    assert "Wrapper" not in cfg.MODEL.BACKBONE.Wrapper.INNER
+
+
+def test_list_sockets_build_in_order(register):
+    for letter in "ABC":
+
+        class Hook:
+            def __init__(self, *, size: int = 1):
+                self.size = size
+
+        Hook.__name__ = letter
+        register(registry.HOOKS, Hook)
+    cfg = get_cfg()
+    cfg.merge_from_list(["HOOKS.NAMES", "[C, A]", "HOOKS.A.SIZE", "9"])
+    hooks = registry.HOOKS.build_list(cfg.HOOKS)
+    assert [(type(hook).__name__, hook.size) for hook in hooks] == [("C", 1), ("A", 9)]
+    with pytest.raises(ConfigError, match=r"HOOKS.NAMES: HOOKS has no component 'Z'"):
+        cfg.merge_from_list(["HOOKS.NAMES", "[A, Z]"])
+
+
+def test_registry_errors_list_near_misses_and_both_places(toy_loss):
+    with pytest.raises(KeyError, match=r"no component 'toyloss'.*Did you mean 'ToyLoss'.*Registered:.*ToyLoss"):
+        registry.CLS_LOSSES.get("toyloss")
+
+    def other(*, gamma: float = 1.0): ...
+
+    with pytest.raises(ValueError, match=r"(?s)'ToyLoss' is registered twice.*conftest.py:\d+.*test_options.py:\d+"):
+        registry.CLS_LOSSES.register(other, name="ToyLoss")
+    assert registry.CLS_LOSSES.register(toy_loss) is toy_loss, "the same class again is no clash"
+
+
+def test_a_project_may_open_a_registry_of_its_own():
+    own = Registry("OWN", "anything")
+
+    @own.register()
+    def thing(*, size: int = 2):
+        return size
+
+    assert own.build({"NAME": "thing", "thing": {"SIZE": 5}}) == 5
+    assert own.build({"NAME": "thing"}) == 2
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c)), lambda c: c.clone()])
+def test_copies_are_equal_and_apart(copier):
+    cfg = get_cfg()
+    other = copier(cfg)
+    assert other == cfg
+    other.merge_from_list(["SEED", "5"])
+    assert (cfg.SEED, other.SEED) == (0, 5)
+    assert other.option("SEED").type is int
