@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from detkit.config import CfgNode, ConfigError, get_cfg
+from detkit.registry import UnknownComponentError
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*(=|$)")  # SEED, MODEL.WEIGHTS or SEED=1, not a folder such as projects/mine
 
@@ -35,7 +36,7 @@ def train_net(argv: Sequence[str] | None = None) -> int:
             else:
                 train(cfg, resume=args.resume)
         return 0
-    except (ConfigError, DataError, CheckpointError, NonFiniteLossError) as error:
+    except (ConfigError, UnknownComponentError, DataError, CheckpointError, NonFiniteLossError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -133,6 +133,7 @@ class Evaluation:
         self._run(trainer)
 
     def _run(self, trainer: Trainer) -> None:
+        self._metrics.flush(trainer)  # so that the rows stand in the order of iterations
         started = time.perf_counter()
         self.results = self._evaluate()
         row = flat_metrics(self.results)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def detector_with_weights(cfg: CfgNode, device: torch.device) -> tuple[nn.Module
 
     content = load_file(cfg.MODEL.WEIGHTS)
     class_names = tuple(content.get("class_names", ())) or tuple(open_dataset(cfg.DATASETS.TRAIN[0]).classes())
-    detector = build_detector(cfg, num_classes=len(class_names))
+    with _values_are_the_configs():
+        detector = build_detector(cfg, num_classes=len(class_names))
     report = load_weights(detector, cfg.MODEL.WEIGHTS)
     if report.missing or report.skipped:
         raise CheckpointError(
@@ -107,9 +109,22 @@ def refuse_missing_weights(cfg: CfgNode, detector: nn.Module) -> None:
         )
 
 
+@contextlib.contextmanager
+def _values_are_the_configs() -> Iterator[None]:
+    """Components refuse a bad value by ValueError, naming it; here it can only have come from the config."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _build_trainer(cfg: CfgNode, plan: Plan, num_classes: int, device: torch.device) -> Trainer:
     torch.manual_seed(cfg.SEED)
-    detector = build_detector(cfg, num_classes=num_classes)
+    with _values_are_the_configs():
+        detector = build_detector(cfg, num_classes=num_classes)
+        schedule = build_schedule(cfg.SOLVER, plan)
     refuse_missing_weights(cfg, detector)
     if cfg.MODEL.WEIGHTS:
         load_weights(detector, cfg.MODEL.WEIGHTS)
@@ -123,7 +138,7 @@ def _build_trainer(cfg: CfgNode, plan: Plan, num_classes: int, device: torch.dev
     return Trainer(
         detector=detector,
         optimizer=build_optimizer(cfg.SOLVER, detector, plan.base_lr),
-        schedule=build_schedule(cfg.SOLVER, plan),
+        schedule=schedule,
         base_lr=plan.base_lr,
         max_iter=plan.max_iter,
         device=device,
@@ -159,12 +174,13 @@ def _run(
             metrics,
             Checkpoints(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, metrics, stop, extra),
             *([Evaluation(evaluate, cfg.TEST.EVAL_PERIOD, metrics, done_at)] if cfg.DATASETS.TEST else []),
-            *HOOKS.build_list(cfg.HOOKS),
         ]
+        with _values_are_the_configs():
+            hooks += HOOKS.build_list(cfg.HOOKS)
+            loader = build_train_loader(cfg, index, start, trainer.max_iter, cfg.SOLVER.IMS_PER_BATCH)
         if state:
             trainer.load_state_dict(state, hooks)
             logger.info("resumed at iteration %d of %d", trainer.iteration, trainer.max_iter)
-        loader = build_train_loader(cfg, index, trainer.iteration, trainer.max_iter, cfg.SOLVER.IMS_PER_BATCH)
         trainer.train(loader, hooks)
     if is_main():
         final = {"model": trainer.detector.state_dict(), "iteration": trainer.iteration, **extra}

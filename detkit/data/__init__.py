@@ -1,0 +1,35 @@
+"""Data sets, pictures, augmentation and loaders. Importing this package fills DATASETS and TRANSFORMS."""
+
+from detkit.data import datasets
+from detkit.data.build import (
+    build_predict_transform,
+    build_test_data,
+    build_test_loader,
+    build_train_loader,
+    build_training_data,
+    build_transforms,
+)
+from detkit.data.errors import DataError
+from detkit.data.image_io import load_image
+from detkit.data.index import ImageIndex, concatenated
+from detkit.data.loader import batch_from_samples
+from detkit.data.report import ReadReport
+from detkit.data.transforms import Sample, apply_transforms
+
+__all__ = [
+    "DataError",
+    "ImageIndex",
+    "ReadReport",
+    "Sample",
+    "apply_transforms",
+    "batch_from_samples",
+    "build_predict_transform",
+    "build_test_data",
+    "build_test_loader",
+    "build_train_loader",
+    "build_training_data",
+    "build_transforms",
+    "concatenated",
+    "datasets",
+    "load_image",
+]

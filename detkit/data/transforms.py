@@ -1,0 +1,141 @@
+"""What happens to a picture and its boxes between the file and the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from detkit.registry import TRANSFORMS
+
+_MIN_SIDE = 1e-5  # pixels; detectron2's limit for a box that a transform has left over
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with its ground truth.
+
+    Attributes:
+        image: [H, W, 3] uint8, RGB.
+        boxes: float32 [g, 4], xyxy in pixels of `image`; g may be 0.
+        classes: int64 [g].
+        original_size: (height, width) of the picture as read, in whose pixels detections are given.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    original_size: tuple[int, int]
+
+    @classmethod
+    def of_image(cls, image: NDArray[np.uint8]) -> Sample:
+        """Return a picture without ground truth."""
+        return cls(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), (image.shape[0], image.shape[1]))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the picture as it is now."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+Transform = Callable[[Sample, np.random.Generator], Sample]
+
+
+def apply_transforms(transforms: Sequence[Transform], sample: Sample, rng: np.random.Generator) -> Sample:
+    """Return the sample after all transforms, with its boxes clipped to the picture and those left empty dropped."""
+    for transform in transforms:
+        sample = transform(sample, rng)
+    height, width = sample.size
+    limits = np.array([width, height, width, height], dtype=np.float32)
+    boxes = np.minimum(np.maximum(sample.boxes, 0), limits)
+    left = np.asarray((boxes[:, 2:] - boxes[:, :2] > _MIN_SIDE).all(1))
+    return replace(sample, boxes=boxes[left], classes=sample.classes[left])
+
+
+@TRANSFORMS.register()
+class ResizeShortestEdge:
+    """Resize so that the shorter side gets a size, and the longer side no more than a limit; the ratio stays.
+
+    Each side is rounded to the nearest pixel, half up, and is at least 1; boxes are scaled by the true ratio of each
+    axis. Pillow's bilinear filter, which averages where it shrinks. Sizes and rounding as in detectron2.
+
+    Args:
+        sizes: lengths of the shorter side in pixels, one of which is drawn; the two ends for sampling "range".
+        max_size: largest length of the longer side in pixels.
+        sampling: "choice" draws one of `sizes`; "range" any whole number between two of them, both included.
+    """
+
+    def __init__(
+        self,
+        *,
+        sizes: tuple[int, ...] = (600,),
+        max_size: int = 1000,
+        sampling: Literal["choice", "range"] = "choice",
+    ) -> None:
+        if not sizes or min(sizes) < 1 or max_size < 1:
+            raise ValueError(f"ResizeShortestEdge: SIZES {sizes} and MAX_SIZE {max_size} must be lengths of 1 or more")
+        if sampling not in ("choice", "range"):
+            raise ValueError(f"ResizeShortestEdge: SAMPLING is {sampling!r}, not 'choice' or 'range'")
+        if sampling == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
+            raise ValueError(f"ResizeShortestEdge: SAMPLING 'range' needs SIZES (low, high), not {sizes}")
+        self.sizes, self.max_size, self.sampling = tuple(sizes), max_size, sampling
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Return the sample resized to a drawn size."""
+        new = resized_size(sample.size, self._draw(rng), self.max_size)
+        return resize(sample, new)
+
+    def _draw(self, rng: np.random.Generator) -> int:
+        if self.sampling == "range":
+            return int(rng.integers(self.sizes[0], self.sizes[1], endpoint=True))
+        return self.sizes[int(rng.integers(len(self.sizes)))] if len(self.sizes) > 1 else self.sizes[0]
+
+
+@TRANSFORMS.register()
+class RandomFlip:
+    """Mirror the picture left to right at random: x becomes W - x.
+
+    Args:
+        prob: how often, from 0 (never) to 1 (always).
+    """
+
+    def __init__(self, *, prob: float = 0.5) -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f"RandomFlip: PROB is {prob}, not between 0 and 1")
+        self.prob = prob
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Return the sample, mirrored or not."""
+        return flip(sample) if rng.random() < self.prob else sample
+
+
+def resized_size(size: tuple[int, int], shorter: int, max_size: int) -> tuple[int, int]:
+    """Return (height, width) scaled so that the shorter side is `shorter`, or the longer one `max_size` if less."""
+    scale = shorter / min(size)
+    sides = [float(shorter) if side == min(size) else scale * side for side in size]
+    if max(sides) > max_size:
+        shrink = max_size / max(sides)
+        sides = [side * shrink for side in sides]
+    height, width = (max(1, int(side + 0.5)) for side in sides)
+    return height, width
+
+
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Return the sample with its picture resized to (height, width) and its boxes scaled by new / old per axis."""
+    if size == sample.size:
+        return sample
+    picture = Image.fromarray(sample.image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    down, across = size[0] / sample.size[0], size[1] / sample.size[1]
+    boxes = (sample.boxes * np.array([across, down, across, down])).astype(np.float32)
+    return replace(sample, image=np.asarray(picture), boxes=boxes)
+
+
+def flip(sample: Sample) -> Sample:
+    """Return the sample mirrored left to right."""
+    x0, y0, x1, y1 = sample.boxes.T
+    width = np.float32(sample.size[1])
+    return replace(sample, image=sample.image[:, ::-1], boxes=np.stack([width - x1, y0, width - x0, y1], 1))

@@ -1,0 +1,5 @@
+"""Feature pyramids on a bottom-up network (socket NECKS)."""
+
+from detkit.modeling.necks.fpn import FPN
+
+__all__ = ["FPN"]

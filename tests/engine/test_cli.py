@@ -1,0 +1,65 @@
+"""The command line: overrides in both forms, anywhere; errors as one message; several processes."""
+
+import json
+
+import pytest
+
+from detkit.cli import parse_arguments, train_net
+from detkit.log import read_json_lines
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides", "projects"),
+    [
+        ("SEED 3 --resume SOLVER.BASE_LR=0.1", ["SEED", "3", "SOLVER.BASE_LR=0.1"], []),
+        ("--projects p q SEED=1", ["SEED=1"], ["p", "q"]),
+        ("--projects p --projects q --resume SEED 1", ["SEED", "1"], ["p", "q"]),
+        ("DATALOADER.NUM_WORKERS -1", ["DATALOADER.NUM_WORKERS", "-1"], []),
+    ],
+)
+def test_overrides_and_projects(words, overrides, projects):
+    args = parse_arguments(["--config-file", "x.yaml", *words.split()])
+    assert args.overrides == overrides
+    assert args.projects == projects
+
+
+def test_an_unknown_flag_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--config-file", "x.yaml", "--resme"])
+    assert "--resme" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["SOLVER.BASE_LRR", "1"], "unknown key 'SOLVER.BASE_LRR'; did you mean 'BASE_LR'"),
+        (["SOLVER.MAX_ITER", "fast"], "SOLVER.MAX_ITER must be int, and got 'fast'"),
+        (["DATASETS.TRAIN", "coco:none.json:none"], "none.json"),
+        (["DATASETS.TRAIN", "shapez:train"], "DATASETS has no component 'shapez'. Did you mean 'shapes'"),
+        (["DEVICE", "gpu"], "DEVICE 'gpu' is not a device"),
+        (["MODEL.BACKBONE.ResNet.DEPTH", "19"], "19"),
+        (["MODEL.ANCHORS.SIZES", "[32, 64]"], "give one base size for each"),
+    ],
+)
+def test_a_users_mistake_is_one_message(tiny, capsys, words, message):
+    assert train_net(["--config-file", str(tiny), *words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+
+
+def test_two_processes_train_as_one(command, tmp_path):
+    """The same batch over two ranks: the same losses, the same results, but for rounding."""
+    run = ("MODEL.BACKBONE.ResNet.NORM=GN", "SOLVER.MAX_ITER=4", "TEST.EVAL_PERIOD=0", "LOG_PERIOD=2")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for number, folder in enumerate(folders, 1):
+        process = command("--num-gpus", number, *run, f"OUTPUT_DIR={folder}", "DEVICE=cpu")
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, errors
+    one, two = (read_json_lines(folder / "metrics.jsonl") for folder in folders)
+    for a, b in zip(one[:-1], two[:-1], strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+        assert b["metric_num_foreground"] * 2 == pytest.approx(a["metric_num_foreground"])
+    counts = [len(json.loads((folder / "predictions.json").read_text())) for folder in folders]
+    assert counts[0] == pytest.approx(counts[1], rel=0.05)

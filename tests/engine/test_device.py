@@ -1,0 +1,32 @@
+"""Devices and precision."""
+
+import pytest
+import torch
+
+from detkit.config import ConfigError
+from detkit.engine.device import autocast_dtype, keep_large_blocks, peak_memory_mb, select_device
+
+
+def test_cpu_and_refusals():
+    assert select_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="DEVICE 'tpu9' is not a device"):
+        select_device("tpu9")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_says_what_to_do():
+    with pytest.raises(ConfigError, match=r"DEVICE 'cuda:1'.*use DEVICE cpu"):
+        select_device("cuda:1")
+    assert select_device("auto").type == "cpu"
+
+
+def test_precision():
+    cpu = torch.device("cpu")
+    assert autocast_dtype("fp32", cpu) is None
+    assert autocast_dtype("bf16", cpu) is torch.bfloat16
+    assert autocast_dtype("auto", cpu) is (torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None)
+
+
+def test_memory():
+    keep_large_blocks()
+    assert peak_memory_mb(torch.device("cpu")) > 10

@@ -1,0 +1,231 @@
+"""train(): what it leaves behind, exact resume, refusals; the command line around it."""
+
+import hashlib
+import json
+import signal
+import time
+
+import pytest
+import torch
+
+from detkit import registry
+from detkit.checkpoint import CheckpointError, load_file
+from detkit.config import ConfigError
+from detkit.data import DataError
+from detkit.engine import NonFiniteLossError, evaluate_only, import_projects, train
+from detkit.log import read_json_lines
+
+
+def digest(folder):
+    """One hash over the final weights, the optimiser's state and metrics.jsonl."""
+    total = hashlib.sha256((folder / "metrics.jsonl").read_bytes())
+    newest = sorted((folder / "checkpoints").glob("model_0*.pth"))[-1]
+    state = load_file(newest)
+    moments = [v for s in state["optimizer"]["state"].values() for v in s.values() if isinstance(v, torch.Tensor)]
+    for tensor in [*state["model"].values(), *moments]:
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()
+
+
+def wait_for_rows(process, path, count, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no {count} rows in {path}: {process.communicate()}")
+
+
+def test_what_a_run_leaves_behind(config, tmp_path):
+    results = train(config())
+    folder = tmp_path / "runs" / "tiny" / "1"
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert names >= {
+        "config.yaml",
+        "log.txt",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "results.json",
+        "predictions.json",
+        "report.html",
+        "checkpoints/model_final.pth",
+        "checkpoints/model_00000006.pth",
+        "checkpoints/model_00000004.pth",
+        "pictures/batch_000.png",
+        "pictures/predictions.png",
+        "pictures/curves.png",
+    }
+    assert "checkpoints/model_00000002.pth" not in names, "two checkpoints are kept"
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert set(results["bbox"]) == {"AP", "AP50", "AP75", "APs", "APm", "APl", "per_class"}
+    rows = read_json_lines(folder / "metrics.jsonl")
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert {"loss", "loss_cls", "loss_box", "lr", "metric_num_foreground"} <= set(rows[0])
+    assert rows[3]["bbox/AP"] is not None
+    report = (folder / "report.html").read_text()
+    assert "data:image/png;base64," in report
+    assert "SOLVER" in report
+
+
+def test_runs_never_overwrite_each_other(config, tmp_path):
+    short = ("SOLVER.MAX_ITER=1", "TEST.EVAL_PERIOD=0")
+    train(config(*short))
+    train(config(*short))
+    assert sorted(p.name for p in (tmp_path / "runs" / "tiny").iterdir()) == ["1", "2"]
+    train(config(*short, f"OUTPUT_DIR={tmp_path / 'mine'}"))
+    before = digest(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=r"mine holds a run already: continue it with --resume"):
+        train(config(*short, f"OUTPUT_DIR={tmp_path / 'mine'}"))
+    assert digest(tmp_path / "mine") == before
+    assert digest(tmp_path / "runs/tiny/1") == digest(tmp_path / "runs/tiny/2") == before, "the same seed, the same run"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_resumed_is_the_unbroken_run_bit_for_bit(command, tmp_path, workers):
+    run = ("SOLVER.MAX_ITER=14", "SOLVER.CHECKPOINT_PERIOD=3", "TEST.EVAL_PERIOD=4", "LOG_PERIOD=1")
+    run = (*run, f"DATALOADER.NUM_WORKERS={workers}")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    process = command(*run, f"OUTPUT_DIR={whole}")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    for rows in (5, 10):  # killed twice, the second time after a resume
+        process = command("--resume", *run, f"OUTPUT_DIR={broken}")
+        wait_for_rows(process, broken / "metrics.jsonl", rows)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (broken / "results.json").exists()
+    process = command("--resume", *run, f"OUTPUT_DIR={broken}")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "resumed at iteration" in output
+    assert digest(broken) == digest(whole)
+    assert (broken / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+def test_told_to_stop_saves_and_exits_143(command, tmp_path):
+    folder = tmp_path / "run"
+    process = command("SOLVER.MAX_ITER=5000", "SOLVER.CHECKPOINT_PERIOD=0", "LOG_PERIOD=1", f"OUTPUT_DIR={folder}")
+    wait_for_rows(process, folder / "metrics.jsonl", 3)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "told to stop: saved at iteration" in output
+    state = load_file(next((folder / "checkpoints").glob("model_0*.pth")))
+    assert len(read_json_lines(folder / "metrics.jsonl")) >= state["iteration"]
+
+
+def test_a_damaged_newest_checkpoint_goes_back_to_the_one_before(config, tmp_path):
+    out = f"OUTPUT_DIR={tmp_path / 'run'}"
+    train(config(out))
+    whole = digest(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "model_00000006.pth"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    train(config(out), resume=True)
+    assert digest(tmp_path / "run") == whole
+
+
+def test_resume_refuses_changed_keys_and_lists_them(config, tmp_path):
+    out = f"OUTPUT_DIR={tmp_path / 'run'}"
+    train(config(out, "SOLVER.MAX_ITER=2"))
+    with pytest.raises(ConfigError, match=r"(?s)SEED: 0 -> 1.*SOLVER.BASE_LR: 0.01 -> 0.02.*new run"):
+        train(config(out, "SOLVER.MAX_ITER=2", "SEED=1", "SOLVER.BASE_LR=0.02"), resume=True)
+    train(config(out, "SOLVER.MAX_ITER=2", "LOG_PERIOD=7", "DATALOADER.NUM_WORKERS=1"), resume=True)
+
+
+def test_resume_without_a_checkpoint_says_so_and_starts_anew(config, capsys, tmp_path):
+    train(config("SOLVER.MAX_ITER=1"), resume=True)
+    assert "no checkpoint to resume from; starting anew" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "tiny" / "1" / "results.json").exists()
+
+
+def test_eval_only_gives_the_results_of_training(config, tmp_path):
+    results = train(config("SOLVER.MAX_ITER=3"))
+    weights = tmp_path / "runs/tiny/1/checkpoints/model_final.pth"
+    assert evaluate_only(config(f"MODEL.WEIGHTS={weights}")) == results
+    with pytest.raises(ConfigError, match=r"--eval-only needs weights"):
+        evaluate_only(config())
+    with pytest.raises(CheckpointError, match="there is no file nowhere.pth"):
+        evaluate_only(config("MODEL.WEIGHTS=nowhere.pth"))
+
+
+def test_evaluation_matches_classes_by_name_not_by_number(config, tmp_path):
+    results = train(config("SOLVER.MAX_ITER=3"))
+    weights = tmp_path / "runs/tiny/1/checkpoints/model_final.pth"
+    from detkit.files import cache_folder
+
+    source = next((cache_folder() / "shapes").glob("easy-val-4x96px*"))
+    data = json.loads((source / "annotations.json").read_text())
+    ids = {c["id"]: 90 - 7 * c["id"] for c in data["categories"]}
+    data["categories"] = [{**c, "id": ids[c["id"]]} for c in data["categories"]]
+    data["annotations"] = [{**a, "category_id": ids[a["category_id"]]} for a in data["annotations"]]
+    (tmp_path / "other.json").write_text(json.dumps(data))
+    name = f"coco:{tmp_path / 'other.json'}:{source / 'images'}"
+    assert evaluate_only(config(f"MODEL.WEIGHTS={weights}", f"DATASETS.TEST={name}")) == results
+    written = json.loads((tmp_path / "runs/tiny/2/predictions.json").read_text())
+    assert {row["category_id"] for row in written} <= set(ids.values())
+
+
+def test_a_loss_that_is_not_finite_names_images_parts_and_rate(config, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"at iteration \d+: loss .*loss_cls.*lr \d.*images \[\d+, .*"):
+        train(config("SOLVER.BASE_LR=1e20", "SOLVER.MAX_ITER=30", "TEST.EVAL_PERIOD=0"))
+    for path in (tmp_path / "runs/tiny/1/checkpoints").glob("*.pth"):
+        assert all(torch.isfinite(v).all() for v in load_file(path)["model"].values() if v.is_floating_point())
+
+
+def test_frozen_layers_without_weights_are_refused(config):
+    with pytest.raises(ConfigError, match=r"frozen layers.*MODEL.WEIGHTS is empty.*_scratch.yaml"):
+        train(config("MODEL.BACKBONE.ResNet.NORM=FrozenBN"))
+    with pytest.raises(ConfigError, match=r"frozen layers"):
+        train(config("MODEL.BACKBONE.ResNet.FREEZE_AT=2"))
+    with pytest.raises(CheckpointError, match=r"there is no file weights/R-50.pth"):
+        train(config("MODEL.WEIGHTS=weights/R-50.pth"))
+
+
+def test_a_batch_that_finds_no_data(config):
+    with pytest.raises(DataError, match="DATASETS.TRAIN"):
+        train(config("DATASETS.TRAIN=[]"))
+    with pytest.raises(KeyError, match=r"DATASETS has no component 'coco_2016_train'.*'coco_2017_train'"):
+        train(config("DATASETS.TRAIN=coco_2016_train"))
+
+
+def test_a_users_hook_runs_and_its_state_is_resumed(config, tmp_path):
+    seen = []
+
+    class Counting:
+        def __init__(self, *, start: int = 5):
+            self.count = start
+
+        def after_step(self, trainer):
+            self.count += 1
+
+        def after_train(self, trainer):
+            seen.append(self.count)
+
+        def state_dict(self):
+            return {"count": self.count}
+
+        def load_state_dict(self, state):
+            self.count = state["count"]
+
+    registry.HOOKS.register(Counting)
+    try:
+        run = ("HOOKS.NAMES=[Counting]", "HOOKS.Counting.START=7", f"OUTPUT_DIR={tmp_path / 'run'}")
+        train(config(*run))
+        train(config(*run), resume=True)
+    finally:
+        registry.HOOKS.unregister("Counting")
+    assert seen == [13, 12], "a hook after the checkpoints' misses the last step, which the checkpoint does not hold"
+
+
+def test_projects(tmp_path):
+    folder = tmp_path / "my_project_a"
+    with pytest.raises(ConfigError, match=r"my_project_a: is no package folder"):
+        import_projects([folder])
+    folder.mkdir()
+    (folder / "__init__.py").write_text("import detkit\nVALUE = 3\n")
+    assert import_projects([folder, str(folder) + "/"]) == ("my_project_a", "my_project_a")
+    taken = tmp_path / "json"
+    taken.mkdir()
+    (taken / "__init__.py").write_text("")
+    with pytest.raises(ConfigError, match=r"the name 'json' is taken by .*rename"):
+        import_projects([taken])

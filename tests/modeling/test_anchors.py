@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+
+from detkit.modeling.anchors import AnchorGrid, retinanet_shapes
+from detkit.structures.boxes import box_area
+
+RATIOS = (0.5, 1.0, 2.0)
+
+
+@pytest.fixture
+def retinanet():
+    shapes = [retinanet_shapes(s, scales_per_octave=3, aspect_ratios=RATIOS) for s in (32, 64, 128, 256, 512)]
+    return AnchorGrid(shapes=shapes, strides=(8, 16, 32, 64, 128))
+
+
+def test_the_shapes_of_the_first_level():
+    # Scales 32, 40.3175, 50.7968; within each, height over width is 1/2, 1, 2. Nothing is rounded.
+    expected = [
+        (45.254834, 22.627417),
+        (32.0, 32.0),
+        (22.627417, 45.254834),
+        (57.017520, 28.508760),
+        (40.317474, 40.317474),
+        (28.508760, 57.017520),
+        (71.837577, 35.918789),
+        (50.796834, 50.796834),
+        (35.918789, 71.837577),
+    ]
+    actual = retinanet_shapes(32, scales_per_octave=3, aspect_ratios=RATIOS)
+    torch.testing.assert_close(torch.tensor(actual), torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_the_first_anchors_are_centred_on_the_corner_of_the_picture(retinanet):
+    expected = [
+        [-22.627417, -11.313708, 22.627417, 11.313708],
+        [-16.0, -16.0, 16.0, 16.0],
+        [-11.313708, -22.627417, 11.313708, 22.627417],
+    ]
+    anchors = retinanet([(2, 3), (1, 2), (1, 1), (1, 1), (1, 1)])
+    torch.testing.assert_close(anchors[0][:3], torch.tensor(expected), atol=1e-5, rtol=0)
+    # The next cell is one stride to the right; the next row one stride down.
+    step = torch.tensor([8.0, 0, 8, 0])
+    torch.testing.assert_close(anchors[0][9:18], anchors[0][:9] + step)
+    torch.testing.assert_close(anchors[0][27:36], anchors[0][:9] + step.roll(1))
+
+
+def test_there_are_nine_anchors_in_every_cell_of_five_levels(retinanet):
+    sizes = retinanet.sizes_for(800, 1344)
+    assert sizes == [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
+    assert [len(a) for a in retinanet(sizes)] == [9 * h * w for h, w in sizes]
+
+
+def test_sides_keep_the_area_of_their_scale_and_the_largest_is_812_pixels(retinanet):
+    sides = box_area(retinanet.cell_anchors_LA4).sqrt()
+    scales = torch.tensor([2 ** (i / 3) for i in range(3)]).repeat_interleave(3)
+    torch.testing.assert_close(sides, torch.tensor([32.0, 64, 128, 256, 512])[:, None] * scales)
+    assert sides.max().item() == pytest.approx(812.75, abs=0.01)
+
+
+def test_order_is_rows_then_columns_then_the_list():
+    grid = AnchorGrid(shapes=[[(2, 4), (6, 2)]], strides=[10], offset=0.5)
+    (anchors,) = grid([(2, 3)])
+    expected = [
+        [10 * x + 5 - w / 2, 10 * y + 5 - h / 2, 10 * x + 5 + w / 2, 10 * y + 5 + h / 2]
+        for y in range(2)
+        for x in range(3)
+        for w, h in [(2, 4), (6, 2)]
+    ]
+    assert torch.equal(anchors, torch.tensor(expected))
+
+
+def test_ratios_are_height_over_width():
+    for (width, height), ratio in zip(
+        retinanet_shapes(10, scales_per_octave=1, aspect_ratios=(0.25, 3)), (0.25, 3), strict=True
+    ):
+        assert height / width == pytest.approx(ratio)
+        assert math.sqrt(width * height) == pytest.approx(10)
+
+
+def test_an_empty_map_has_no_anchors():
+    (anchors,) = AnchorGrid(shapes=[[(1, 1)]], strides=[4])([(0, 3)])
+    assert anchors.shape == (0, 4)
+
+
+def test_anchors_are_not_in_the_state_dict(retinanet):
+    assert not retinanet.state_dict()
+
+
+@pytest.mark.parametrize("shapes", [[[(1, 1)], [(1, 1), (2, 2)]], [[], []]])
+def test_levels_need_equally_many_shapes(shapes):
+    with pytest.raises(ValueError, match="same number of shapes"):
+        AnchorGrid(shapes=shapes, strides=[4, 8])
+
+
+def test_levels_of_shapes_strides_and_maps_must_agree(retinanet):
+    with pytest.raises(ValueError, match="2 lists of shapes for 1 levels"):
+        AnchorGrid(shapes=[[(1, 1)], [(1, 1)]], strides=[4])
+    with pytest.raises(ValueError, match="1 feature maps for 5 levels"):
+        retinanet([(1, 1)])

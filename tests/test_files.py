@@ -1,0 +1,62 @@
+"""Files that are whole or absent."""
+
+import multiprocessing
+
+import pytest
+
+from detkit.files import (
+    datasets_folder,
+    folder_made_whole,
+    new_numbered_folder,
+    write_atomically,
+    write_text_atomically,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text_atomically(path, "old")
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "data"
+    with pytest.raises(RuntimeError, match="stopped"), folder_made_whole(target) as folder:
+        (folder / "x").write_text("1")
+        raise RuntimeError("stopped")
+    assert list(tmp_path.iterdir()) == []
+    with folder_made_whole(target) as folder:
+        (folder / "x").write_text("2")
+        assert not target.exists()
+    assert (target / "x").read_text() == "2"
+    with folder_made_whole(target) as folder:
+        (folder / "x").write_text("3")
+    assert (target / "x").read_text() == "2", "whoever was first stays"
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def _make(parent):
+    return str(new_numbered_folder(parent))
+
+
+def test_numbered_folders_are_exclusive_between_processes(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "notes").mkdir()
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        made = pool.map(_make, [tmp_path] * 12)
+    assert sorted(made) == sorted(str(tmp_path / str(n)) for n in range(8, 20))
+
+
+def test_where_data_sets_are(monkeypatch):
+    monkeypatch.setenv("DETKIT_DATASETS", "/data")
+    assert str(datasets_folder()) == "/data"
+    monkeypatch.delenv("DETKIT_DATASETS")
+    assert str(datasets_folder()) == "."
