@@ -46,14 +46,14 @@ def _add_run(cfg: CfgNode) -> None:
         Literal["auto", "fp32", "bf16"],
         "auto: bf16 autocast where the device computes it fast (CUDA with bf16, a CPU with AMX), else fp32.",
     )
-    cfg.declare("LOG_PERIOD", 20, int, "Iterations between two lines of the log.")
+    cfg.declare("LOG_PERIOD", 20, int, "Iterations between two updates of the progress line and of timing.jsonl.")
     cfg.declare("PROJECTS", (), tuple[str, ...], "Names of the loaded projects; information only, set by --projects.")
     cfg.declare_list_slot(
         "HOOKS", registry.HOOKS, (), "Hooks of the trainer, run in this order after the built-in ones."
     )
     vis = cfg.section("VIS")
     vis.declare("NUM_IMAGES", 8, int, "Validation pictures drawn with ground truth beside predictions; 0: none.")
-    vis.declare("SCORE_THRESHOLD", 0.4, float, "Lowest score of a prediction that is drawn.")
+    vis.declare("SCORE_THRESHOLD", 0.5, float, "Lowest score of a prediction that is drawn.")
 
 
 def _add_model(model: CfgNode) -> None:

@@ -35,7 +35,7 @@ def _row(node: CfgNode, prefix: str, key: str) -> str:
     option = node.option(key)
     text = option.text
     if node.registry is not None:
-        text += " Registered: " + ", ".join(f"`{name}`" for name in node.registry) + "."
+        text += " Registered: " + (", ".join(f"`{name}`" for name in node.registry) or "none") + "."
     default = list(node[key]) if isinstance(node[key], tuple) else node[key]
     cells = [f"`{prefix}{key}`", type_text(option.type), f"`{default!r}`", text]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

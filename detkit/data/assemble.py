@@ -19,6 +19,7 @@ from detkit.data.index import ImageIndex, packed_names
 from detkit.data.report import ReadReport
 
 MIN_SIDE = 1e-3  # pixels; less is an artefact of somebody's arithmetic, not an object
+_LARGEST_AREA = 1e18  # square pixels; more is no area, and would not fit into float32
 _VISIBLE_OVERHANG = 0.1  # pixels; files round their coordinates, which is not worth a count
 
 
@@ -34,7 +35,7 @@ class Found:
         boxes: float64 [B, 4], xyxy, in any state.
         classes: int64 [B].
         is_crowd: bool [B].
-        areas: float64 [B]; not a number, or negative, is unknown.
+        areas: float64 [B]; not a number, negative or endless is unknown.
         annotation_ids: int64 [B].
     """
 
@@ -106,7 +107,8 @@ def _judged(index: ImageIndex, given: NDArray[np.float64]) -> ImageIndex:
 def _areas(boxes: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the given areas where there are any, else those of the boxes, [B]."""
     sides = boxes[:, 2:] - boxes[:, :2]
-    return np.where(np.isfinite(given) & (given >= 0), given, sides[:, 0] * sides[:, 1])
+    usable = (given >= 0) & (given < _LARGEST_AREA)
+    return np.where(usable, given, sides[:, 0] * sides[:, 1])
 
 
 def _all(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

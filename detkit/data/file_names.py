@@ -19,7 +19,7 @@ def check_names(names: Sequence[object], source: str) -> None:
     Symbolic links inside the folder are followed: who may put them there may put pictures there.
     """
     for name in names:
-        if not isinstance(name, str) or _UNSAFE.search(name) or not _encodable(name):
+        if not isinstance(name, str) or _UNSAFE.search(name) or not is_encodable(name):
             raise DataError(f"{source}: the file name {name!r} is not one below the image folder. Names must be "
                             "relative, without '..'; correct it in the annotations.")  # fmt: skip
 
@@ -68,9 +68,10 @@ def _listing(folder: str) -> set[str]:
         return set()
 
 
-def _encodable(name: str) -> bool:
+def is_encodable(name: str) -> bool:
+    """Return whether a text can be written to a file at all: JSON can spell half a surrogate pair."""
     try:
         name.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+    except UnicodeEncodeError:
         return False
     return True

@@ -142,8 +142,8 @@ def _is_known(character: str) -> bool:
 def _draw_outline(pen: ImageDraw.ImageDraw, box: Sequence[float], color: Color, width: int) -> None:
     x0, y0, x1, y1 = (round(v) for v in box)
     x1, y1 = max(x0, x1 - 1), max(y0, y1 - 1)  # the last pixel inside
-    if width > 1:
-        pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=_HALO, width=width + 2)
+    if width > 1:  # the rim lies outside, so that it hides nothing of the object
+        pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=_HALO, width=1)
     pen.rectangle((x0, y0, x1, y1), outline=color if width > 1 else (*color, 170), width=width)
 
 

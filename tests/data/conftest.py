@@ -57,7 +57,7 @@ def coco_files(tmp_path, write_picture) -> Callable[..., tuple[Path, Path]]:
                 {"id": i, "file_name": f"{i}.png", "height": h, "width": w} for i, (h, w) in enumerate(sizes, 1)
             ],
             "annotations": [
-                {"id": n, "image_id": i, "category_id": k, "bbox": box, "iscrowd": 0}
+                {"id": n, "image_id": i, "category_id": k, "bbox": list(box), "iscrowd": 0}
                 for n, (i, k, box) in enumerate(boxes, 1)
             ],
             "categories": [{"id": k, "name": name} for k, name in categories],

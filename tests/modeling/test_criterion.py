@@ -148,6 +148,20 @@ def test_more_padding_changes_nothing():
     assert torch.equal(torch.stack(losses(criterion, outputs, few)), torch.stack(losses(criterion, outputs, many)))
 
 
+@pytest.mark.parametrize("counts", [(3, 1), (0, 0)])
+def test_the_box_loss_sees_finite_targets_in_every_row(counts):
+    outputs, batch = make_outputs(2), make_truth(*counts, padding=2)
+    seen = []
+
+    def box_loss(deltas, anchors, boxes, coder):
+        seen.append(coder.encode(anchors, boxes))
+        return deltas.abs().sum(-1)
+
+    make_criterion(box_loss=box_loss)(*outputs, batch)
+    assert seen
+    assert all(torch.isfinite(targets).all() for targets in seen)
+
+
 def test_ignored_anchors_get_no_gradient_and_only_foreground_gets_one_for_its_box():
     outputs, batch = make_outputs(2), make_truth(3, 2)
     labels, _ = IoUAssigner(K)(torch.cat(outputs[2]), batch.gt_boxes_NG4, batch.gt_classes_NG)

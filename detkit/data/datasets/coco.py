@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from detkit.data.assemble import Found, assemble
 from detkit.data.errors import DataError
+from detkit.data.file_names import is_encodable
 from detkit.data.index import ImageIndex
 from detkit.data.report import ReadReport
 from detkit.files import datasets_folder
@@ -129,7 +130,7 @@ def _categories(data: dict[str, Any], source: str) -> tuple[tuple[str, ...], dic
     lowest: list[int] = []
     for row in np.argsort(ids, kind="stable"):
         name, category = records[row].get("name"), int(ids[row])
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or not is_encodable(name):
             raise DataError(f"{source}: category {category} has the name {name!r}; give it one")
         if category in class_of and class_of[category] != names.get(name):
             raise DataError(f"{source}: two categories have the id {category}, one of them is '{name}'; number them "

@@ -21,8 +21,17 @@ class TopBlock(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return two maps of half and quarter the size of x, rounded up."""
-        p6_NCHW = self.p6(x_NCHW)
-        return p6_NCHW, self.p7(F.relu(p6_NCHW))
+        p6_NCHW = self.p6(_at_least_two_wide(x_NCHW))
+        return p6_NCHW, self.p7(_at_least_two_wide(F.relu(p6_NCHW)))
+
+
+def _at_least_two_wide(x_NCHW: Tensor) -> Tensor:
+    """Add the column of zeros that the convolution pads with anyway, where x is one pixel wide.
+
+    On a CPU in bfloat16, torch 2.13 (oneDNN) reads memory that it has not written when it computes the weights'
+    gradient of a strided convolution of such a map, and may give NaN.
+    """
+    return F.pad(x_NCHW, (0, 1)) if x_NCHW.shape[-1] == 1 else x_NCHW
 
 
 @NECKS.register()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from detkit.data import DataError
 from detkit.data.datasets.coco import read_coco, read_coco_classes
@@ -204,15 +207,30 @@ ERRORS = {
         lambda d: [note.update(image_id=note["image_id"] + 100) for note in d["annotations"]],
         ["no annotation belongs to a listed picture", "101"],
     ),
-    "file name missing": (lambda d: d["images"][0].pop("file_name"), ["''"]),
-    "file name null": (lambda d: d["images"][0].update(file_name=None), ["None"]),
-    "file name up": (lambda d: d["images"][0].update(file_name="../1.png"), ["'../1.png'", "below the image folder"]),
-    "file name up inside": (lambda d: d["images"][0].update(file_name="a/../../1.png"), ["'a/../../1.png'"]),
-    "file name up on Windows": (lambda d: d["images"][0].update(file_name="..\\1.png"), ["1.png"]),
-    "file name absolute": (lambda d: d["images"][0].update(file_name="/etc/passwd"), ["'/etc/passwd'"]),
-    "file name absolute on Windows": (lambda d: d["images"][0].update(file_name="C:\\1.png"), ["1.png"]),
-    "file name with a NUL": (lambda d: d["images"][0].update(file_name="1.png\0"), ["1.png"]),
-    "file name no text": (lambda d: d["images"][0].update(file_name="\ud800.png"), ["file name"]),
+    "file name missing": (lambda d: d["images"][0].pop("file_name"), ["below the image folder", "''"]),
+    "file name null": (lambda d: d["images"][0].update(file_name=None), ["below the image folder", "None"]),
+    "file name up": (lambda d: d["images"][0].update(file_name="../1.png"), ["below the image folder", "'../1.png'"]),
+    "file name up inside": (
+        lambda d: d["images"][0].update(file_name="a/../../1.png"),
+        ["below the image folder", "'a/../../1.png'"],
+    ),
+    "file name up on Windows": (
+        lambda d: d["images"][0].update(file_name="..\\1.png"),
+        ["below the image folder", "1.png"],
+    ),
+    "file name absolute": (
+        lambda d: d["images"][0].update(file_name="/etc/passwd"),
+        ["below the image folder", "'/etc/passwd'"],
+    ),
+    "file name absolute on Windows": (
+        lambda d: d["images"][0].update(file_name="C:\\1.png"),
+        ["below the image folder", "1.png"],
+    ),
+    "file name with a NUL": (lambda d: d["images"][0].update(file_name="1.png\0"), ["below the image folder", "1.png"]),
+    "file name no text": (
+        lambda d: d["images"][0].update(file_name="\ud800.png"),
+        ["below the image folder", "file name"],
+    ),
     "one picture missing": (
         lambda d: d["images"][1].update(file_name="gone.png"),
         ["1 of 2 pictures", "'gone.png'", "images"],
@@ -300,6 +318,59 @@ def test_a_name_without_both_parts_shows_the_form(spec):
 
 def test_a_colon_in_the_image_folder_belongs_to_it():
     assert open_dataset("coco:a.json:b:c").images.name == "b:c"
+
+
+def test_image_ids_come_in_any_order(coco_index):
+    def change(data):
+        for image, i in zip(data["images"], (90, 7, 40), strict=True):
+            image["id"] = i
+
+    boxes = [(7, 1, [0, 0, 7, 7]), (40, 1, [0, 0, 4, 4]), (90, 1, [0, 0, 9, 9])]
+    index = coco_index(sizes=[(20, 20)] * 3, boxes=boxes, change=change)
+    assert index.image_ids.tolist() == [90, 7, 40]
+    assert [index.boxes_of(i)[0, 2] for i in range(3)] == [9, 7, 4]
+
+
+@pytest.mark.parametrize("area", [None, "x", -1, INF, float("nan")])
+def test_an_area_that_is_none_is_the_box_s(coco_index, area):
+    index = coco_index(change=lambda data: data["annotations"][0].update(area=area))
+    assert index.areas.tolist() == [200, 900]
+
+
+ODD = [
+    None, True, -1, 0, 1.5, INF, float("nan"), 1e308, 10**30, 2**63, "", "x", "-3", "../x", [], [1], [1, 2, 3, 4], {},
+    [[1, 2], [3, 4]], [None] * 4, ["1"] * 4, [1e308] * 4, "\ud800",
+]  # fmt: skip
+
+
+def places(value, path=()):
+    """Every place in nested lists and objects, as a path of keys."""
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield (*path, key)
+        yield from places(value[key], (*path, key))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.filterwarnings("error")
+def test_a_spoilt_file_gives_totals_that_add_up_or_an_error_with_its_name(coco_files, data):
+    def change(content):
+        for _ in range(data.draw(st.integers(1, 3))):
+            *path, last = data.draw(st.sampled_from(list(places(content))))
+            inner = content
+            for key in path:
+                inner = inner[key]
+            inner[last] = copy.deepcopy(data.draw(st.sampled_from(ODD)))
+
+    path, folder = coco_files(change=change)
+    try:
+        index = read_coco(path, folder)
+    except DataError as error:
+        outcome = str(error)
+    else:
+        outcome = str(path) if adds_up(index) and np.isfinite(index.boxes).all() and index.summary() else ""
+    assert str(path) in outcome or str(folder) in outcome
 
 
 def test_large_file_keeps_order_and_totals(coco_files):

@@ -75,6 +75,26 @@ def test_sizes_are_divided_by_the_strides_and_rounded_up(bottom_up, height, widt
     }
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 32), (96, 64)])
+def test_the_smallest_maps_have_finite_gradients_in_bfloat16(bottom_up, height, width):
+    neck = FPN(bottom_up, out_channels=16)
+    for _ in range(10):
+        poison = [torch.full((n,), torch.nan) for n in (16, 64, 256, 1024, 2304, 4096)]
+        del poison  # memory that is freed now is what an operation that forgets to write its own would read
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            levels = neck(torch.zeros(1, 3, height, width))
+        neck.zero_grad()
+        sum(x.float().sum() for x in levels.values()).backward()
+        assert all(torch.isfinite(p.grad).all() for p in neck.parameters())
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 32), (32, 64)])
+def test_the_smallest_pyramid_is_the_one_written_out(bottom_up, height, width):
+    neck = FPN(bottom_up, out_channels=4).double()
+    images = torch.zeros(1, 3, height, width, dtype=torch.float64)
+    torch.testing.assert_close(neck(images), reference(neck, images))
+
+
 def test_levels_follow_the_strides_of_the_bottom_up_network():
     neck = FPN(Features(res2=4, res3=8), out_channels=4)
     assert list(neck(torch.zeros(1, 3, 32, 32))) == list(neck.out_strides) == ["p2", "p3", "p4", "p5"]
