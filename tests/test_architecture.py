@@ -1,12 +1,14 @@
-"""The house: who may import whom, where cfg is read, that every config and component builds, that nothing loads unsafely."""
+"""The house: who imports whom, where cfg is read, that configs and components build, that nothing loads unsafely."""
 
 import ast
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 import detkit
 from detkit import registry
@@ -186,6 +188,41 @@ def test_every_config_builds_its_detector_without_data(path, monkeypatch, tmp_pa
     assert head.startswith("# python tools/train_net.py --config-file") or path.name.startswith("Base-"), (
         "the head of a config says its command"
     )
+
+
+def offered_to(socket):
+    """What a builder offers to the components of a socket, as in a real detector."""
+    backbone = registry.BACKBONES.slot("ResNet", depth=18, stem_channels=8, res2_channels=8)()
+    index = types.SimpleNamespace(class_names=("a",))
+    return {
+        "NECKS": {"bottom_up": backbone},
+        "HEADS": {"in_channels": 8, "num_anchors": 9, "num_logits": 3, "prior_bias": -4.6},
+        "ASSIGNERS": {"num_classes": 3},
+        "SAMPLERS": {"num_classes": 3},
+        "OPTIMIZERS": {"groups": [{"params": [torch.zeros(2, requires_grad=True)]}], "lr": 0.1},
+        "LR_SCHEDULES": {"max_iter": 10, "scale": 1.0},
+        "EVALUATORS": {"index": index, "class_names": ("a",)},
+    }.get(socket, {})
+
+
+SPECS = {"coco": "a.json:b", "shapes": "train,images=3"}
+COMPONENTS = [
+    (socket, name)
+    for socket in vars(registry).values()
+    if isinstance(socket, registry.Registry)
+    for name in socket
+    if socket.name != "DETECTORS"
+]
+
+
+@pytest.mark.parametrize(("socket", "name"), COMPONENTS, ids=lambda x: getattr(x, "name", x))
+def test_every_registered_component_builds_with_its_defaults(socket, name):
+    if socket.name == "DATASETS":
+        dataset = socket.get(name)(SPECS.get(name, ""))
+        assert hasattr(dataset, "classes")
+        assert hasattr(dataset, "load")
+    else:
+        assert callable(socket.slot(name)(**offered_to(socket.name))) or socket.name in ("EVALUATORS", "OPTIMIZERS")
 
 
 def test_every_option_has_a_type_and_a_text():

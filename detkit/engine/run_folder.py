@@ -42,7 +42,7 @@ def folder_to_resume(cfg: CfgNode) -> Path | None:
 
 
 def refuse_changed_config(folder: Path, cfg: CfgNode) -> None:
-    """Raise ConfigError, listing them, where keys that alter results differ from those that the run was started with."""
+    """Raise ConfigError, listing them, where keys that alter results differ from those the run was started with."""
     written = folder / CONFIG
     old_cfg = get_cfg()
     old_cfg.merge_from_file(written)

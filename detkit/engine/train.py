@@ -58,7 +58,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     index = build_training_data(cfg)
     _log_data(index, plan)
     trainer = _build_trainer(cfg, plan, len(index.class_names), device)
-    test_sets = TestSets(cfg, index.class_names)
+    with _values_are_the_configs():
+        test_sets = TestSets(cfg, index.class_names)
     if is_main() and not is_resumed:
         write_text_atomically(folder / CONFIG, cfg.dump())
     return _run(cfg, folder, index, trainer, test_sets, is_resumed)
@@ -78,7 +79,10 @@ def evaluate_only(cfg: CfgNode) -> dict[str, Any]:
     if is_main():
         write_text_atomically(folder / CONFIG, cfg.dump())
     dtype = autocast_dtype(cfg.PRECISION, device)
-    outcomes = TestSets(cfg, class_names).evaluate(detector, device, dtype)
+    with _values_are_the_configs():
+        test_sets = TestSets(cfg, class_names)
+    outcomes = test_sets.evaluate(detector, device, dtype)
+    show_results(outcomes)
     return _finish(cfg, folder, outcomes, f"evaluation of {cfg.MODEL.WEIGHTS}")
 
 
@@ -150,7 +154,8 @@ def _build_trainer(cfg: CfgNode, plan: Plan, num_classes: int, device: torch.dev
 def _run(
     cfg: CfgNode, folder: Path, index: ImageIndex, trainer: Trainer, test_sets: TestSets, is_resumed: bool
 ) -> dict[str, Any]:
-    checkpointer = Checkpointer(folder / CHECKPOINTS, cfg.SOLVER.KEEP_CHECKPOINTS)
+    with _values_are_the_configs():
+        checkpointer = Checkpointer(folder / CHECKPOINTS, cfg.SOLVER.KEEP_CHECKPOINTS)
     state = checkpointer.load_newest() if is_resumed else None
     start = state["iteration"] if state else 0
     done_at = _cut_rows_after(folder, start) if is_main() and is_resumed else set()
@@ -165,8 +170,9 @@ def _run(
     extra = {"class_names": list(index.class_names), "config": cfg.dump()}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
-        files = [stack.enter_context(JsonLines(folder / name)) if is_main() else None for name in (METRICS, TIMING)]
-        metrics = Metrics(*files, cfg.LOG_PERIOD, stack.enter_context(LiveLine(logger)))
+        rows = stack.enter_context(JsonLines(folder / METRICS)) if is_main() else None
+        times = stack.enter_context(JsonLines(folder / TIMING)) if is_main() else None
+        metrics = Metrics(rows, times, cfg.LOG_PERIOD, stack.enter_context(LiveLine(logger)))
         # The order matters: a row is written before the checkpoint that covers it, and the checkpoint before the
         # evaluation, which takes longest and may fail.
         hooks = [

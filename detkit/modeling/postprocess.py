@@ -85,7 +85,6 @@ class PostProcess:
         self.nms_iou = nms_iou
         self.max_detections = max_detections
 
-    @torch.no_grad()
     def __call__(
         self,
         scores: list[Tensor],

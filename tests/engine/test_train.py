@@ -172,6 +172,29 @@ def test_a_loss_that_is_not_finite_names_images_parts_and_rate(config, tmp_path)
         assert all(torch.isfinite(v).all() for v in load_file(path)["model"].values() if v.is_floating_point())
 
 
+def test_bfloat16_trains(config, tmp_path):
+    train(config("PRECISION=bf16", "SOLVER.MAX_ITER=3", "TEST.EVAL_PERIOD=0"))
+    rows = read_json_lines(tmp_path / "runs/tiny/1/metrics.jsonl")
+    assert rows[2]["loss"] < rows[0]["loss"] * 2
+    state = load_file(tmp_path / "runs/tiny/1/checkpoints/model_final.pth")
+    assert all(v.dtype == torch.float32 for v in state["model"].values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("INPUT.TEST_TRANSFORMS.ResizeShortestEdge.SIZES=[0]", "SIZES"),
+        ("INPUT.TRAIN_TRANSFORMS.RandomFlip.PROB=2", "PROB"),
+        ("SOLVER.KEEP_CHECKPOINTS=0", "KEEP_CHECKPOINTS"),
+        ("SOLVER.LR_SCHEDULE.NAME=WarmupMultiStep SOLVER.LR_SCHEDULE.WarmupMultiStep.STEPS=[3,2]", "STEPS must rise"),
+        ("MODEL.CLS_LOSS.SigmoidFocalLoss.GAMMA=-1", "gamma -1"),
+    ],
+)
+def test_bad_values_are_refused_before_training(config, override, message):
+    with pytest.raises(ConfigError, match=message):
+        train(config(*override.split()))
+
+
 def test_frozen_layers_without_weights_are_refused(config):
     with pytest.raises(ConfigError, match=r"frozen layers.*MODEL.WEIGHTS is empty.*_scratch.yaml"):
         train(config("MODEL.BACKBONE.ResNet.NORM=FrozenBN"))
