@@ -24,6 +24,7 @@ from detkit.engine.run_folder import (
     CHECKPOINTS,
     CONFIG,
     METRICS,
+    PICTURES,
     RESULTS,
     TIMING,
     folder_to_resume,
@@ -103,14 +104,19 @@ def detector_with_weights(cfg: CfgNode, device: torch.device) -> tuple[nn.Module
 
 
 def refuse_missing_weights(cfg: CfgNode, detector: nn.Module) -> None:
-    """Raise ConfigError where frozen layers would keep random values because no weights are given."""
+    """Raise ConfigError where there is no file at MODEL.WEIGHTS, or frozen layers would stay random without one."""
+    ways = (
+        "Put ImageNet weights there (a .pth with this library's names), or train from scratch: MODEL.WEIGHTS '' "
+        "MODEL.BACKBONE.ResNet.NORM BN MODEL.BACKBONE.ResNet.FREEZE_AT 0, as configs/*_scratch.yaml do."
+    )
     needs = any(getattr(module, "needs_weights", False) for module in detector.modules())
     if needs and not cfg.MODEL.WEIGHTS:
         raise ConfigError(
-            "the backbone has frozen layers (frozen norm or FREEZE_AT > 0), and MODEL.WEIGHTS is empty: they would "
-            "stay random. Set MODEL.WEIGHTS to a .pth of ImageNet weights, or train from scratch: "
-            "MODEL.BACKBONE.ResNet.NORM BN MODEL.BACKBONE.ResNet.FREEZE_AT 0, as configs/*_scratch.yaml do."
+            "the backbone has frozen layers (frozen norm or FREEZE_AT > 0), which would stay random: MODEL.WEIGHTS is "
+            f"empty. {ways}"
         )
+    if cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
+        raise ConfigError(f"MODEL.WEIGHTS: there is no file {cfg.MODEL.WEIGHTS}. {ways}")
 
 
 @contextlib.contextmanager
@@ -208,7 +214,9 @@ def _finish(cfg: CfgNode, folder: Path, outcomes: list[Evaluated], subtitle: str
             next_steps=_next_steps(folder),
             subtitle=subtitle,
         )
-        logger.info("results: %s\nreport: %s", folder / RESULTS, report)
+        for text, command in _next_steps(folder):
+            logger.info("%s\n    %s", text, command.replace("\n", "\n    "))
+        logger.info("results: %s\npictures: %s\nreport: %s", folder / RESULTS, folder / PICTURES, report)
     barrier()
     return results
 

@@ -200,7 +200,7 @@ def test_frozen_layers_without_weights_are_refused(config):
         train(config("MODEL.BACKBONE.ResNet.NORM=FrozenBN"))
     with pytest.raises(ConfigError, match=r"frozen layers"):
         train(config("MODEL.BACKBONE.ResNet.FREEZE_AT=2"))
-    with pytest.raises(CheckpointError, match=r"there is no file weights/R-50.pth"):
+    with pytest.raises(ConfigError, match=r"there is no file weights/R-50.pth. Put .*_scratch.yaml"):
         train(config("MODEL.WEIGHTS=weights/R-50.pth"))
 
 
