@@ -35,6 +35,7 @@ class Metrics:
         self._data_seconds = 0.0
         self._seconds_per_iter = 0.0
         self._excluded = 0.0
+        self._has_spoken = False
 
     def before_train(self, trainer: Trainer) -> None:
         """Start the clock."""
@@ -46,8 +47,9 @@ class Metrics:
         self._waiting.append((trainer.iteration, trainer.losses, trainer.lr, trainer.batch.image_ids))
         self._data_seconds += trainer.data_seconds
         due = trainer.iteration % self.period == 0 or trainer.iteration == trainer.max_iter
-        if due or not self._seconds_per_iter:
+        if due or not self._has_spoken:
             self.flush(trainer)
+            self._has_spoken = True
 
     def flush(self, trainer: Trainer) -> None:
         """Bring the waiting losses to the host, look that they are finite, write and show them."""
@@ -75,8 +77,9 @@ class Metrics:
         seconds, waited = elapsed / steps, min(self._data_seconds / elapsed, 1.0)
         self._clock, self._data_seconds, self._excluded = now, 0.0, 0.0
         recent = self._seconds_per_iter
-        self._seconds_per_iter = 0.7 * recent + 0.3 * seconds if recent and trainer.iteration > 2 else seconds
-        eta = (trainer.max_iter - trainer.iteration) * self._seconds_per_iter
+        eta = (trainer.max_iter - trainer.iteration) * (0.7 * recent + 0.3 * seconds if recent else seconds)
+        if self._has_spoken:  # the first iteration warms up, and says little of the next
+            self._seconds_per_iter = 0.7 * recent + 0.3 * seconds if recent else seconds
         memory = peak_memory_mb(trainer.device)
         parts = " ".join(f"{n.removeprefix('loss_')} {v:.3f}" for n, v in losses.items() if n.startswith("loss_"))
         self.live.update(
