@@ -24,12 +24,12 @@ def train_net(argv: Sequence[str] | None = None) -> int:
     from detkit.checkpoint import CheckpointError
     from detkit.data import DataError
     from detkit.engine import NonFiniteLossError, evaluate_only, train
-    from detkit.engine.launch import is_under_torchrun, process_group, run_under_torchrun
+    from detkit.engine.launch import become_torchrun, is_under_torchrun, process_group
 
     try:
         cfg = config_from(args)
         if args.num_gpus > 1 and not is_under_torchrun():
-            return run_under_torchrun(args.num_gpus, ["-m", "detkit.cli", "train", *argv])
+            become_torchrun(args.num_gpus, ["-m", "detkit.cli", "train", *argv])
         with process_group():
             if args.eval_only:
                 evaluate_only(cfg)
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="train_net.py",
+        allow_abbrev=False,
         description="Train a detector from a config file and evaluate it.",
         epilog="Everything else is in the config: docs/config.md lists all keys.",
     )

@@ -6,7 +6,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
@@ -73,3 +73,10 @@ def broadcast_text(text: str) -> str:
     data = data if is_main() else torch.empty(int(size), dtype=torch.uint8)
     dist.broadcast(data, 0)
     return bytes(data.tolist()).decode()
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every rank the main rank's buffers (the running statistics of batch norm, which each rank keeps)."""
+    if is_distributed():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)

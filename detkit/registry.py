@@ -121,6 +121,12 @@ class Registry:
         """Call the component with its options and with those offered arguments that its signature names."""
         component = self.get(name)
         parameters = inspect.signature(component).parameters
+        clash = sorted(options.keys() & offered.keys())
+        if clash:
+            raise TypeError(
+                f"{self.name}.{name} ({_place(component)}) has options {clash} that its builder gives as arguments: "
+                "remove their defaults, or rename them"
+            )
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         given = {k: v for k, v in offered.items() if takes_all or k in parameters}
         missing = [
@@ -223,6 +229,10 @@ DETECTORS = Registry(
 
     Training: `detector(batch: Batch) -> {"loss_*": scalar, "metric_*": scalar}`; the trainer sums every `loss_*`.
     Evaluation: `detector(batch) -> list[Detections]`, one per image, in pixels of the original picture.
+
+    Optional: `class_layers: tuple[str, ...]`, names of the layers whose shape depends on the number of classes, which
+    keep their fresh weights where a weights file has another number; and `assign(batch) -> (anchors_R4, labels_NR,
+    matched_NR)`, an assigner's answer for a batch without running the network.
     """,
 )
 
@@ -246,19 +256,23 @@ NECKS = Registry(
 
 HEADS = Registry(
     "HEADS",
-    """`cls(in_channels=int, num_anchors=A, num_logits=K', prior_bias=float | None, **options) -> nn.Module`.
+    """`cls(in_channels=int, num_anchors=A, num_logits=K', prior_bias=[K'] | None, **options) -> nn.Module`.
 
     `head(features: list[NCHW]) -> (logits, deltas)`: two lists over levels, [N, H*W*A, K'] and [N, H*W*A, 4]; the
-    channel of anchor a and class k is a*K' + k, positions run row-major. K' is what the classification loss asks for.
+    channel of anchor a and class k is a*K' + k, positions run row-major. K' is what the classification loss asks for,
+    `prior_bias` the K' numbers at which the biases of each anchor's logits start; None is 0.
     """,
 )
 
 ASSIGNERS = Registry(
     "ASSIGNERS",
-    """`cls(num_classes=K, **options)`; `assigner(anchors_R4, gt_boxes_NG4, gt_classes_NG) -> (labels_NR, matched_NR)`.
+    """`cls(num_classes=K, **options)`; `assigner(anchors, gt_boxes_NG4, gt_classes_NG, *, valid=None) -> (labels_NR,
+    matched_NR)`.
 
-    Labels int64: 0..K-1 class, K background, -1 ignored. `matched` int64: index of the ground truth an anchor belongs
-    to (0 where the image has none). Padding of ground truth has class -1. Pure, without gradient, of static shape.
+    `anchors` is [R, 4], or [N, R, 4] boxes that differ by image, padded; `valid` is [N, R] bool, false for padding.
+    Labels int64: 0..K-1 class, K background, -1 ignored or padding. `matched` int64: index of the ground truth an
+    anchor belongs to (0 where the image has none). Padding of ground truth has class -1. Pure, without gradient, of
+    static shape.
     """,
 )
 
@@ -278,8 +292,8 @@ CLS_LOSSES = Registry(
     """`cls(**options)`; `loss(logits_NRK', labels_NR, reduction) -> scalar "sum" | [N, R] "anchor"`.
 
     Labels as an assigner gives them; -1 adds nothing and gets no gradient. `num_channels(K) -> K'` says how many logits
-    an anchor has; `prior_bias(prior) -> float` the bias at which a foreground score starts at `prior`;
-    `scores(logits_NRK') -> [N, R, K]` the class scores in [0, 1] at inference, background left out.
+    an anchor has; `prior_bias(prior, K) -> list` the K' biases of an anchor at which a foreground score starts at
+    `prior`; `scores(logits_NRK') -> [N, R, K]` the class scores in [0, 1] at inference, background left out.
     """,
 )
 

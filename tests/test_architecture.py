@@ -196,7 +196,7 @@ def offered_to(socket):
     index = types.SimpleNamespace(class_names=("a",))
     return {
         "NECKS": {"bottom_up": backbone},
-        "HEADS": {"in_channels": 8, "num_anchors": 9, "num_logits": 3, "prior_bias": -4.6},
+        "HEADS": {"in_channels": 8, "num_anchors": 9, "num_logits": 3, "prior_bias": [-4.6] * 3},
         "ASSIGNERS": {"num_classes": 3},
         "SAMPLERS": {"num_classes": 3},
         "OPTIMIZERS": {"groups": [{"params": [torch.zeros(2, requires_grad=True)]}], "lr": 0.1},

@@ -36,6 +36,8 @@ class Checkpointer:
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise CheckpointError(f"not saved: '{name}' is not finite at iteration {state['iteration']}")
         self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".*.tmp"):  # of a save that was killed
+            leftover.unlink(missing_ok=True)
         path = self.folder / f"model_{state['iteration']:08d}.pth"
         write_atomically(path, lambda file: torch.save(state, file))
         for old in self.files()[self.keep :]:
@@ -47,12 +49,24 @@ class Checkpointer:
         return sorted(self.folder.glob("model_[0-9]*.pth"), reverse=True)
 
     def load_newest(self) -> dict[str, Any] | None:
-        """Return the newest state that can be read, or None; says so where it had to go back to an older one."""
+        """Return the newest state that can be read, or None where there is no checkpoint.
+
+        A damaged one is said, renamed to `*.damaged` so that it counts no more, and the one before it is taken. Where
+        none can be read that is a CheckpointError: nothing is renamed, and nothing should be trained over it.
+        """
+        damaged: list[Path] = []
         for path in self.files():
             try:
-                return load_file(path)
+                state = load_file(path)
             except CheckpointError as error:
                 get_logger(__name__).warning("%s; going back to the checkpoint before it", error)
+                damaged.append(path)
+                continue
+            for bad in damaged:
+                bad.rename(bad.with_name(f"{bad.name}.damaged"))
+            return state
+        if damaged:
+            raise CheckpointError(f"{self.folder}: none of its {len(damaged)} checkpoints can be read; start a new run")
         return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,33 +35,52 @@ class LoadReport:
 
 
 def load_weights(
-    detector: nn.Module, path: Path | str, *, key_map: Callable[[str], str | None] | None = None
+    detector: nn.Module,
+    path: Path | str,
+    *,
+    key_map: Callable[[str], str | None] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> LoadReport:
     """Load weights from a local `.pth` into a detector, as far as names and shapes agree.
 
     The file holds tensors by name, at the top or below "model" (a checkpoint of ours): a whole detector's, or a
     backbone's alone with or without the prefix `backbone.bottom_up.`. `key_map` turns a name of the file into ours, or
-    None to skip it. The class layer is skipped where its number of classes differs. Any other wrong shape, and a file
-    that fills less than half of the backbone, is a CheckpointError: nothing is changed then.
+    None to skip it. The detector's `class_layers` are skipped where their number of classes differs, or where
+    `class_names` are given and the file's are others. Any other wrong shape, and a file that fills less than half of
+    the backbone, is a CheckpointError: nothing is changed then.
     """
-    content = load_file(path)
-    source = _tensors(content, path)
-    report = LoadReport(str(path), class_names=tuple(content.get("class_names", ())))
+    return apply_weights(detector, load_file(path), source=path, key_map=key_map, class_names=class_names)
+
+
+def apply_weights(
+    detector: nn.Module,
+    content: Any,
+    *,
+    source: Path | str,
+    key_map: Callable[[str], str | None] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> LoadReport:
+    """Do what load_weights does with what load_file returned; `source` names it in messages."""
+    tensors = _tensors(content, source)
+    report = LoadReport(str(source), class_names=tuple(content.get("class_names", ())))
     target = detector.state_dict()
-    renamed = _rename(source, target, key_map, report)
+    renamed = _rename(tensors, target, key_map, report)
     class_layers = tuple(f"{name}." for name in getattr(detector, "class_layers", ()))
+    others = bool(class_names and report.class_names and tuple(class_names) != report.class_names)
     chosen: dict[str, Tensor] = {}
     for name, tensor in renamed.items():
         if name not in target:
             report.skipped[name] = "no such name in the detector"
+        elif name.startswith(class_layers) and tensor.shape != target[name].shape:
+            report.skipped[name] = f"another number of classes: {list(tensor.shape)} -> {list(target[name].shape)}"
+        elif name.startswith(class_layers) and others:
+            report.skipped[name] = f"other classes: {', '.join(report.class_names[:5])}, ..."
         elif tensor.shape == target[name].shape:
             chosen[name] = tensor
-        elif name.startswith(class_layers):
-            report.skipped[name] = f"another number of classes: {list(tensor.shape)} -> {list(target[name].shape)}"
         else:
             want, got = list(target[name].shape), list(tensor.shape)
-            raise CheckpointError(f"{path}: '{name}' has shape {got}, and this config's detector has {want}")
-    _refuse_strangers(chosen, target, path)
+            raise CheckpointError(f"{source}: '{name}' has shape {got}, and this config's detector has {want}")
+    _refuse_strangers(chosen, target, source)
     report.loaded = sorted(chosen)
     report.missing = {name: "not in the file" for name in target if name not in renamed}
     detector.load_state_dict(chosen, strict=False)

@@ -49,7 +49,7 @@ def _add_run(cfg: CfgNode) -> None:
     cfg.declare("LOG_PERIOD", 20, int, "Iterations between two updates of the progress line and of timing.jsonl.")
     cfg.declare("PROJECTS", (), tuple[str, ...], "Names of the loaded projects; information only, set by --projects.")
     cfg.declare_list_slot(
-        "HOOKS", registry.HOOKS, (), "Hooks of the trainer, run in this order after the built-in ones."
+        "HOOKS", registry.HOOKS, (), "Hooks of the trainer, in this order; they run before the checkpoint is written."
     )
     vis = cfg.section("VIS")
     vis.declare("NUM_IMAGES", 8, int, "Validation pictures drawn with ground truth beside predictions; 0: none.")

@@ -217,7 +217,8 @@ class CfgNode(yacs.config.CfgNode):
         file = self._file
         if file is None:
             return "unnamed"
-        return file.resolve().parent.parent.name if file.name == "config.yaml" else file.stem
+        folder = file.resolve().parent
+        return folder.parent.name if file.name == "config.yaml" and folder.name.isdigit() else file.stem
 
     def option(self, path: str) -> Option:
         """Return the declaration (default, type, text) of a dotted key."""

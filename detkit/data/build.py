@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from detkit.data.errors import DataError
@@ -46,7 +47,7 @@ def build_train_loader(cfg: Any, index: ImageIndex, start_iter: int, max_iter: i
     plan = BatchPlan(groups, batch_size=ims_per_batch, seed=cfg.SEED)
     transforms = build_transforms(cfg.INPUT.TRAIN_TRANSFORMS)
     batches = TrainBatches(index, plan, transforms, rank=rank(), world_size=world_size())
-    return Loader(batches, range(start_iter, max_iter), num_workers=worker_count(cfg.DATALOADER.NUM_WORKERS))
+    return _build_loader(cfg, batches, range(start_iter, max_iter))
 
 
 def build_test_data(cfg: Any, name: str, class_names: Sequence[str]) -> ImageIndex:
@@ -62,7 +63,7 @@ def build_test_loader(cfg: Any, index: ImageIndex) -> Loader:
     rows = rows_of_rank(len(index), rank(), world_size())
     transforms = build_transforms(cfg.INPUT.TEST_TRANSFORMS)
     batches = TestBatches(index, rows, transforms, batch_size=cfg.TEST.IMS_PER_BATCH)
-    return Loader(batches, range(len(batches)), num_workers=worker_count(cfg.DATALOADER.NUM_WORKERS))
+    return _build_loader(cfg, batches, range(len(batches)))
 
 
 def build_predict_transform(cfg: Any) -> Callable[[str | Path | NDArray[np.uint8]], Sample]:
@@ -86,6 +87,11 @@ def _checked(picture: Any) -> NDArray[np.uint8]:
         raise DataError(f"a picture is [H, W, 3] uint8 RGB with H, W >= 1; this array is {list(picture.shape)} "
                         f"{picture.dtype}")  # fmt: skip
     return picture
+
+
+def _build_loader(cfg: Any, batches: TrainBatches | TestBatches, order: range) -> Loader:
+    pin = cfg.DEVICE != "cpu" and torch.cuda.is_available()
+    return Loader(batches, order, num_workers=worker_count(cfg.DATALOADER.NUM_WORKERS), pin_memory=pin)
 
 
 def _require_names(names: Sequence[str], key: str) -> None:

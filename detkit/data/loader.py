@@ -77,6 +77,8 @@ class TestBatches(Dataset):
     __test__ = False  # not a test, whatever its name makes pytest think
 
     def __init__(self, index: ImageIndex, rows: range, transforms: Sequence[Transform], *, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"TEST.IMS_PER_BATCH is {batch_size}; it must be at least 1")
         self.index, self.transforms, self.batch_size = index, list(transforms), batch_size
         self.batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
@@ -100,8 +102,8 @@ class Loader:
     starts anew.
     """
 
-    def __init__(self, dataset: Dataset, order: range, *, num_workers: int) -> None:
-        self.dataset, self.order, self.num_workers = dataset, order, num_workers
+    def __init__(self, dataset: Dataset, order: range, *, num_workers: int, pin_memory: bool = False) -> None:
+        self.dataset, self.order, self.num_workers, self.pin_memory = dataset, order, num_workers, pin_memory
 
     def __len__(self) -> int:
         return len(self.order)
@@ -116,7 +118,7 @@ class Loader:
             sampler=self.order,
             num_workers=workers,
             collate_fn=_unchanged,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else torch would draw a seed from the global state
             multiprocessing_context="fork" if fork else None,
         )

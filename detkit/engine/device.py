@@ -10,21 +10,24 @@ import sys
 import torch
 
 from detkit.config import ConfigError
+from detkit.distributed import is_distributed, local_rank
 
 
 def select_device(name: str) -> torch.device:
     """Return the device that DEVICE names; auto: this rank's CUDA device if there is one, else the CPU."""
-    from detkit.distributed import local_rank
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"DEVICE '{name}' is not a device: use auto, cpu, cuda or cuda:N") from error
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"DEVICE '{name}' is not a device that detkit trains on: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError(f"DEVICE '{name}': this torch ({torch.__version__}) sees no CUDA device; use DEVICE cpu")
+        if device.index is not None and is_distributed():
+            raise ConfigError(f"DEVICE '{name}' with several processes would put all on one device; use DEVICE cuda")
         device = torch.device("cuda", local_rank() if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device

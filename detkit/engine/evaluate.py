@@ -13,7 +13,7 @@ from torch import nn
 
 from detkit.config import CfgNode
 from detkit.data import ImageIndex, build_test_data, build_test_loader
-from detkit.distributed import is_main
+from detkit.distributed import broadcast_buffers, is_main
 from detkit.engine.device import autocast
 from detkit.engine.run_folder import PREDICTIONS
 from detkit.evaluation import results_table
@@ -50,6 +50,7 @@ class TestSets:
     def evaluate(self, detector: nn.Module, device: torch.device, dtype: torch.dtype | None) -> list[Evaluated]:
         """Run the detector over every data set; results are empty on ranks other than the main one."""
         was_training = detector.training
+        broadcast_buffers(detector)  # all ranks measure the weights that are saved
         detector.eval()
         try:
             return [self._evaluate_one(name, detector, device, dtype) for name in self.indices]

@@ -1,4 +1,4 @@
-"""The built-in hooks, in the order in which train() runs them: metrics, evaluation, checkpoints; then the user's.
+"""The built-in hooks. train() runs them in this order: metrics, the user's hooks, checkpoints, evaluation.
 
 A hook gets the trainer at four points: before_train, before_step, after_step, after_train (not after an error).
 """
@@ -20,6 +20,8 @@ from detkit.engine.signals import StopSignal
 from detkit.engine.trainer import Trainer
 from detkit.evaluation.tables import flat_metrics
 from detkit.log import JsonLines, LiveLine, format_duration, get_logger
+
+_LONGEST_SILENCE = 10.0  # seconds
 
 
 class Metrics:
@@ -47,7 +49,9 @@ class Metrics:
         self._waiting.append((trainer.iteration, trainer.losses, trainer.lr, trainer.batch.image_ids))
         self._data_seconds += trainer.data_seconds
         due = trainer.iteration % self.period == 0 or trainer.iteration == trainer.max_iter
-        if due or not self._has_spoken:
+        # Ranks must come to the host together; alone, a slow step is shown before the period is over.
+        slow = not is_distributed() and time.perf_counter() - self._clock > _LONGEST_SILENCE
+        if due or slow or not self._has_spoken:
             self.flush(trainer)
             self._has_spoken = True
 
@@ -62,7 +66,7 @@ class Metrics:
             losses = dict(zip(names, values, strict=True))
             trainer.refuse_nonfinite(iteration - 1, losses, image_ids, lr)
             if self.metrics is not None:
-                numbers = {name: float(value) for name, value in losses.items()}
+                numbers = {n: float(v) if bool(torch.isfinite(v)) else None for n, v in losses.items()}
                 self.metrics.write({"iteration": iteration, **numbers, "lr": lr})
         self._time(trainer, len(self._waiting), dict(zip(names, rows.mean(0).tolist(), strict=True)))
         self._waiting = []
@@ -115,7 +119,6 @@ class Evaluation:
         self._period = period
         self._metrics = metrics
         self._done_at = done_at
-        self.results: dict[str, Any] = {}
 
     def before_train(self, trainer: Trainer) -> None:
         """Catch up where a resumed run stopped between a checkpoint and its evaluation."""
@@ -138,12 +141,10 @@ class Evaluation:
     def _run(self, trainer: Trainer) -> None:
         self._metrics.flush(trainer)  # so that the rows stand in the order of iterations
         started = time.perf_counter()
-        self.results = self._evaluate()
-        row = flat_metrics(self.results)
+        row = flat_metrics(self._evaluate())
         if self._metrics.metrics is not None and row and trainer.iteration not in self._done_at:
             self._metrics.metrics.write({"iteration": trainer.iteration, **row})
             self._done_at.add(trainer.iteration)
-        trainer.model.train()
         self._metrics.pause(time.perf_counter() - started)
 
 

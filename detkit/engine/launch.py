@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -30,17 +29,17 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def run_under_torchrun(num_processes: int, argv: Sequence[str]) -> int:
-    """Run `python argv...` in `num_processes` processes on this machine and return the exit status.
+def become_torchrun(num_processes: int, argv: Sequence[str]) -> None:
+    """Replace this process by torchrun, which runs `python argv...` in `num_processes` processes on this machine.
 
     One process per CUDA device; without CUDA they share the CPU, which is for tests. Asking for more devices than
-    there are is a ConfigError.
+    there are is a ConfigError. Signals then reach torchrun itself, which passes them on.
     """
     devices = torch.cuda.device_count()
     if torch.cuda.is_available() and num_processes > devices:
         raise ConfigError(f"--num-gpus {num_processes}: this machine has {devices}")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    return subprocess.call([*command, *argv])
+    os.execv(sys.executable, [*command, *argv])
 
 
 def is_under_torchrun() -> bool:

@@ -31,10 +31,10 @@ class FirstBatchPicture:
     def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
         self._folder, self._class_names = folder, class_names
 
-    def before_step(self, trainer: Trainer) -> None:
-        """Draw at the first step of the first start; a detector that assigns in another way is not drawn."""
+    def after_step(self, trainer: Trainer) -> None:
+        """Draw after the first step, which is so shown first; a detector without `assign` is not drawn."""
         assign = getattr(trainer.detector, "assign", None)
-        if trainer.iteration or assign is None or trainer.batch is None:
+        if trainer.iteration != 1 or assign is None or trainer.batch is None:
             return
         with torch.no_grad():
             anchors, labels, matched = assign(trainer.batch)

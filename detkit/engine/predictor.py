@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from detkit.checkpoint import CheckpointError, load_file
 from detkit.config import CfgNode, get_cfg
-from detkit.data import build_predict_transform
+from detkit.data import batch_from_samples, build_predict_transform
 from detkit.engine.device import autocast, autocast_dtype, keep_large_blocks, select_device
-from detkit.engine.train import detector_with_weights
+from detkit.engine.starting_weights import detector_with_weights, placed
 from detkit.structures import Batch, Detections
 
 
@@ -25,14 +26,20 @@ class Predictor:
 
     def __init__(self, cfg_or_checkpoint: CfgNode | Path | str, *, device: str = "auto") -> None:
         keep_large_blocks()
-        cfg = cfg_or_checkpoint if isinstance(cfg_or_checkpoint, CfgNode) else _cfg_of(cfg_or_checkpoint)
+        content = None
+        if isinstance(cfg_or_checkpoint, CfgNode):
+            cfg = cfg_or_checkpoint
+        else:
+            content = load_file(cfg_or_checkpoint)
+            cfg = _cfg_in(content, str(cfg_or_checkpoint))
         if not cfg.MODEL.WEIGHTS:
             raise CheckpointError("a Predictor needs weights: give a checkpoint, or set MODEL.WEIGHTS in the config")
         self.device = select_device(cfg.DEVICE if device == "auto" else device)
         self._dtype = autocast_dtype(cfg.PRECISION, self.device)
         self._batch_size = cfg.TEST.IMS_PER_BATCH
         self._transform = build_predict_transform(cfg)
-        self.detector, self.class_names = detector_with_weights(cfg, self.device)
+        detector, self.class_names = detector_with_weights(cfg, content)
+        self.detector = placed(detector, self.device)
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Path | str | np.ndarray]) -> list[Detections]:
@@ -51,18 +58,17 @@ class Predictor:
 
     def _batches(self, pictures: Sequence[Path | str | np.ndarray]) -> Iterator[Batch]:
         for start in range(0, len(pictures), self._batch_size):
-            samples = [self._transform(picture) for picture in pictures[start : start + self._batch_size]]
-            images = [torch.from_numpy(np.ascontiguousarray(s.image.transpose(2, 0, 1))) for s in samples]
-            yield Batch.from_images(images, original_sizes=[s.original_size for s in samples])
+            yield batch_from_samples([self._transform(p) for p in pictures[start : start + self._batch_size]])
 
 
-def _cfg_of(path: Path | str) -> CfgNode:
-    content = load_file(path)
-    if "config" not in content:
+def _cfg_in(content: Any, path: str) -> CfgNode:
+    """Return the config that a checkpoint holds, with the checkpoint as its weights."""
+    text = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(text, str):
         raise CheckpointError(
-            f"{path}: holds no config (only checkpoints of train() do); give a config with MODEL.WEIGHTS"
+            f"{path}: holds no config, as checkpoints of train() do; give a config with MODEL.WEIGHTS"
         )
     cfg = get_cfg()
-    cfg.merge_from_text(content["config"], source=str(path))
-    cfg.MODEL.WEIGHTS = str(path)
+    cfg.merge_from_text(text, source=path)
+    cfg.MODEL.WEIGHTS = path
     return cfg

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detkit.distributed import is_distributed
+from detkit.distributed import is_distributed, rank
 from detkit.engine.device import autocast
 from detkit.structures import Batch
 
@@ -37,7 +37,10 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype | None = None,
         clip_gradients: float | None = None,
+        seed: int = 0,
     ) -> None:
+        if clip_gradients is not None and not clip_gradients > 0:
+            raise ValueError(f"SOLVER.CLIP_GRADIENTS must be positive or None, and is {clip_gradients}")
         self.detector = detector
         self.model: nn.Module = DistributedDataParallel(detector) if is_distributed() else detector
         self.optimizer = optimizer
@@ -47,6 +50,7 @@ class Trainer:
         self.device = device
         self.dtype = dtype
         self.clip_gradients = clip_gradients
+        self.seed = seed
         self.iteration = 0
         self.batch: Batch | None = None
         self.losses: dict[str, Tensor] = {}
@@ -73,6 +77,8 @@ class Trainer:
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward, update; every `loss_*` that the detector returns is summed."""
         self.lr = self.base_lr * self.schedule(self.iteration)
+        # For components that draw numbers: no random state needs saving, on any rank or device.
+        torch.manual_seed(((self.seed * 1_000_003 + self.iteration) * 65_537 + rank()) % 2**63)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["lr_factor"]
         with autocast(self.device, self.dtype):
@@ -105,7 +111,6 @@ class Trainer:
             "iteration": self.iteration,
             "model": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
             "hooks": {type(h).__name__: h.state_dict() for h in self.hooks if hasattr(h, "state_dict")},
         }
 
@@ -114,7 +119,6 @@ class Trainer:
         self.iteration = state["iteration"]
         self.detector.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
         for hook in hooks:
             if hasattr(hook, "load_state_dict") and type(hook).__name__ in state["hooks"]:
                 hook.load_state_dict(state["hooks"][type(hook).__name__])

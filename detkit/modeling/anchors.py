@@ -19,8 +19,17 @@ def retinanet_shapes(
 ) -> list[tuple[float, float]]:
     """Return the (width, height) of RetinaNet's anchors on one level (section 4): scales outer, ratios inner.
 
-    Scale i of S is size * 2^(i/S); a ratio is height over width and keeps the area.
+    Scale i of S is size * 2^(i/S); a ratio is height over width and keeps the area. Raises ValueError where there would
+    be no anchor, or one without area.
     """
+    if not size > 0:
+        raise ValueError(f"anchors: the base size {size} of a level must be above 0 (pixels)")
+    if scales_per_octave < 1:
+        raise ValueError(f"anchors: scales_per_octave {scales_per_octave} is below 1; 1 is the base size alone")
+    if not aspect_ratios or not all(ratio > 0 for ratio in aspect_ratios):
+        raise ValueError(
+            f"anchors: aspect_ratios {tuple(aspect_ratios)} must be one or more positive numbers (height over width)"
+        )
     shapes = []
     for i in range(scales_per_octave):
         area = (size * 2 ** (i / scales_per_octave)) ** 2
@@ -34,40 +43,44 @@ class AnchorGrid(nn.Module):
     """Makes the anchors of every level.
 
     Args:
-        shapes: per level, (width, height) in pixels of each anchor of a cell; equally many on every level.
+        shapes: per level, (width, height) in pixels of each anchor of a cell, at least one.
         strides: per level, pixels from one cell to the next.
         offset: where the first cell's centre lies, in strides: 0 is the corner of the picture (detectron2).
+
+    `num_anchors` is how many anchors a cell of each level has.
     """
 
-    def __init__(self, *, shapes: Sequence[Shapes], strides: Sequence[int], offset: float = 0.0) -> None:
+    def __init__(self, *, shapes: Sequence[Shapes], strides: Sequence[float], offset: float = 0.0) -> None:
         super().__init__()
         if len(shapes) != len(strides):
             raise ValueError(f"anchors: {len(shapes)} lists of shapes for {len(strides)} levels of strides {strides}")
-        counts = {len(level) for level in shapes}
-        if len(counts) != 1 or 0 in counts:
-            raise ValueError(
-                f"anchors: every level needs the same number of shapes, at least one; got {sorted(counts)}"
-            )
-        self.num_anchors = counts.pop()
-        self.strides = tuple(int(stride) for stride in strides)
+        self.num_anchors = tuple(len(level) for level in shapes)
+        if 0 in self.num_anchors:
+            raise ValueError(f"anchors: every level needs at least one shape; the levels have {self.num_anchors}")
+        self.strides = tuple(float(stride) for stride in strides)
         self.offset = float(offset)
-        half_sizes = 0.5 * torch.tensor([list(level) for level in shapes], dtype=torch.float64)
-        self.cell_anchors_LA4: Tensor
-        cell_anchors_LA4 = torch.cat([-half_sizes, half_sizes], -1).float()
-        self.register_buffer("cell_anchors_LA4", cell_anchors_LA4, persistent=False)
+        for level, sizes in enumerate(shapes):
+            half_A2 = 0.5 * torch.tensor(list(sizes), dtype=torch.float64)
+            cell_A4 = torch.cat([-half_A2, half_A2], -1).float()
+            self.register_buffer(f"cell_anchors_{level}", cell_A4, persistent=False)
+
+    @property
+    def cell_anchors(self) -> list[Tensor]:
+        """The anchors [A, 4] of every level in a cell whose centre is (0, 0)."""
+        return [self.get_buffer(f"cell_anchors_{level}") for level in range(len(self.strides))]
 
     def forward(self, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Return the anchors [H*W*A, 4] of every level for feature maps of these sizes (H, W)."""
         if len(sizes) != len(self.strides):
             raise ValueError(f"anchors: {len(sizes)} feature maps for {len(self.strides)} levels")
-        return [self._level(level, height, width) for level, (height, width) in enumerate(sizes)]
+        levels = zip(self.cell_anchors, self.strides, sizes, strict=True)
+        return [self._level(cell_A4, stride, height, width) for cell_A4, stride, (height, width) in levels]
 
     def sizes_for(self, height: int, width: int) -> list[tuple[int, int]]:
         """Return the sizes of the feature maps of a padded input of height x width: divided by stride, rounded up."""
-        return [(-(-height // stride), -(-width // stride)) for stride in self.strides]
+        return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.strides]
 
-    def _level(self, level: int, height: int, width: int) -> Tensor:
-        stride, cell_A4 = self.strides[level], self.cell_anchors_LA4[level]
+    def _level(self, cell_A4: Tensor, stride: float, height: int, width: int) -> Tensor:
         x_W = (torch.arange(width, dtype=torch.float32, device=cell_A4.device) + self.offset) * stride
         y_H = (torch.arange(height, dtype=torch.float32, device=cell_A4.device) + self.offset) * stride
         x_HW, y_HW = x_W.expand(height, width), y_H[:, None].expand(height, width)

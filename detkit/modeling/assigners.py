@@ -40,14 +40,20 @@ class IoUAssigner:
         self.low_quality = low_quality
 
     @torch.no_grad()
-    def __call__(self, anchors_R4: Tensor, gt_boxes_NG4: Tensor, gt_classes_NG: Tensor) -> tuple[Tensor, Tensor]:
-        """Return labels [N, R] and the index of each anchor's ground truth [N, R]; without any, all is background."""
+    def __call__(
+        self, anchors: Tensor, gt_boxes_NG4: Tensor, gt_classes_NG: Tensor, *, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return labels [N, R] and the index of each anchor's ground truth [N, R]; without any, all is background.
+
+        Anchors are [R, 4], or [N, R, 4] where they differ by image; where `valid` [N, R] is false the label is -1.
+        """
         return ops.match_anchors(
-            anchors_R4,
+            anchors,
             gt_boxes_NG4,
             gt_classes_NG,
             num_classes=self.num_classes,
             positive_iou=self.positive_iou,
             negative_iou=self.negative_iou,
             low_quality=self.low_quality,
+            valid=valid,
         )

@@ -6,7 +6,8 @@ A delta is the shift of the centre in units of the anchor's sides, and the logar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,16 +35,22 @@ class BoxCoder:
         box_centre, box_size = _centre_and_size(_precise(boxes))
         shift = (box_centre - anchor_centre) / anchor_size
         ratio = torch.log(box_size / anchor_size)
-        return torch.cat([shift, ratio], -1) * shift.new_tensor(self.weights)
+        return self._weigh(operator.mul, torch.cat([shift, ratio], -1))
 
     def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         """Return the boxes [..., 4] that deltas [..., 4] make of anchors [..., 4], neither clipped nor rounded."""
-        deltas = _precise(deltas)
-        deltas = deltas / deltas.new_tensor(self.weights)
+        deltas = self._weigh(operator.truediv, _precise(deltas))
         anchor_centre, anchor_size = _centre_and_size(_precise(anchors))
         centre = deltas[..., :2] * anchor_size + anchor_centre
         half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=self.max_log_ratio)) * anchor_size
         return torch.cat([centre - half, centre + half], -1)
+
+    def _weigh(self, operation: Callable[[Tensor, float], Tensor], deltas: Tensor) -> Tensor:
+        """Multiply or divide (dx, dy, dw, dh) by the weights as numbers; a tensor made of them waits for the GPU."""
+        if self.weights == (1.0, 1.0, 1.0, 1.0):
+            return deltas
+        components = zip(deltas.unbind(-1), self.weights, strict=True)
+        return torch.stack([operation(component, weight) for component, weight in components], -1)
 
 
 def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -47,18 +48,27 @@ def build_box_coder(node: Any) -> BoxCoder:
 
 
 def build_head(
-    node: Any, neck: Any, num_anchors: int, cls_loss: Any, num_classes: int, prior_prob: float | None
+    node: Any, neck: Any, num_anchors: Sequence[int], cls_loss: Any, num_classes: int, prior_prob: float | None
 ) -> nn.Module:
-    """Return the head of a node like MODEL.HEAD for the features of a neck and the logits of a loss."""
+    """Return the head of a node like MODEL.HEAD for the features of a neck and the logits of a loss.
+
+    `num_anchors` counts the anchors of a cell on each level. All levels share the head: neither this nor the width of
+    the features may differ between them.
+    """
     widths = set(neck.out_channels.values())
     if len(widths) != 1:
         raise ValueError(f"a head shared over levels needs features of one width; the neck gives {neck.out_channels}")
+    counts = set(num_anchors)
+    if len(counts) != 1:
+        raise ValueError(
+            f"a head shared over levels needs equally many anchors on each; the levels have {tuple(num_anchors)}"
+        )
     return HEADS.build(
         node,
         in_channels=widths.pop(),
-        num_anchors=num_anchors,
+        num_anchors=counts.pop(),
         num_logits=cls_loss.num_channels(num_classes),
-        prior_bias=None if prior_prob is None else cls_loss.prior_bias(prior_prob),
+        prior_bias=None if prior_prob is None else cls_loss.prior_bias(prior_prob, num_classes),
     )
 
 

@@ -42,6 +42,13 @@ class FrozenBatchNorm2d(nn.Module):
         return x_NCHW * scale + shift
 
 
+def check_counts(owner: str, **counts: int | None) -> None:
+    """Raise ValueError, naming owner and option, where a count of channels or groups is below 1; None passes."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{owner}: {name} {count} is below 1; give 1 or more")
+
+
 def make_norm(norm: Norm, channels: int) -> nn.Module | None:
     """Return the norm called "FrozenBN", "BN" or "GN", None for "". GN has at most 32 groups of equal size.
 

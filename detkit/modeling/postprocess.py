@@ -44,13 +44,16 @@ def join(levels: list[Candidates]) -> Candidates:
     return Candidates(*(torch.cat(parts, 1) for parts in zip(*levels, strict=True)))
 
 
-def suppress(candidates: Candidates, *, nms_iou: float, max_detections: int) -> list[Detections]:
-    """Return per image what non-maximum suppression within each class leaves, at most `max_detections`."""
+def suppress(candidates: Candidates, groups_NC: Tensor, *, nms_iou: float, max_detections: int) -> list[Detections]:
+    """Return per image what non-maximum suppression leaves, at most `max_detections`, by falling score.
+
+    Boxes suppress one another within a group only: `groups_NC`, int64, holds the classes, the levels or the like.
+    """
     detections = []
-    for boxes, scores, classes in zip(*candidates, strict=True):
+    for boxes, scores, classes, groups in zip(*candidates, groups_NC, strict=True):
         exists = scores > -torch.inf
         boxes, scores, classes = boxes[exists], scores[exists], classes[exists]
-        kept = ops.batched_nms(boxes, scores, classes, nms_iou, max_keep=max_detections)
+        kept = ops.batched_nms(boxes, scores, groups[exists], nms_iou, max_keep=max_detections)
         detections.append(Detections(boxes[kept], scores[kept], classes[kept]))
     return detections
 
@@ -79,6 +82,13 @@ class PostProcess:
             raise ValueError(
                 f"post-processing: topk_per_level {topk_per_level} and max_detections {max_detections} must be positive"
             )
+        if not 0 <= score_threshold < 1:
+            raise ValueError(
+                f"post-processing: score_threshold {score_threshold} is not in [0, 1); scores must be above it, "
+                "0 keeps every positive one"
+            )
+        if not 0 <= nms_iou <= 1:
+            raise ValueError(f"post-processing: nms_iou {nms_iou} is not in [0, 1]; 1 suppresses nothing")
         self.box_coder = box_coder
         self.score_threshold = score_threshold
         self.topk_per_level = topk_per_level
@@ -102,5 +112,6 @@ class PostProcess:
             top_candidates(*level, self.box_coder, score_threshold=self.score_threshold, topk=self.topk_per_level)
             for level in zip(scores, deltas, anchors, strict=True)
         ]
-        found = suppress(join(levels), nms_iou=self.nms_iou, max_detections=self.max_detections)
+        candidates = join(levels)
+        found = suppress(candidates, candidates.classes, nms_iou=self.nms_iou, max_detections=self.max_detections)
         return [to_original(*image) for image in zip(found, image_sizes, original_sizes, strict=True)]

@@ -26,13 +26,3 @@ def clip_boxes(boxes: Tensor, sizes_hw: Tensor) -> Tensor:
     """Clip boxes [..., R, 4] to pictures of size (height, width) [..., 2]."""
     limits = torch.cat([sizes_hw.flip(-1)] * 2, -1).to(boxes.dtype)[..., None, :]  # w, h, w, h
     return torch.minimum(boxes.clamp(min=0), limits)
-
-
-def xyxy_from_xywh(boxes_xywh: Tensor) -> Tensor:
-    """Convert corner-and-size boxes [..., 4] (COCO's files) to xyxy."""
-    return torch.cat([boxes_xywh[..., :2], boxes_xywh[..., :2] + boxes_xywh[..., 2:]], -1)
-
-
-def xywh_from_xyxy(boxes: Tensor) -> Tensor:
-    """Convert xyxy boxes [..., 4] to corner and size (COCO's files)."""
-    return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)

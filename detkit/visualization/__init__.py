@@ -1,7 +1,7 @@
 """Pictures for people: what the network sees, what it finds, how training went, and one page that shows it all."""
 
 from detkit.visualization.curves import precision_recall_picture, training_picture
-from detkit.visualization.draw import class_color, draw_boxes, fit, grid, png_bytes, save_png, with_caption
+from detkit.visualization.draw import class_color, draw_boxes, fit, grid, png_bytes, with_caption
 from detkit.visualization.pictures import batch_picture, detections_picture, predictions_picture
 from detkit.visualization.report import write_report
 
@@ -15,7 +15,6 @@ __all__ = [
     "png_bytes",
     "precision_recall_picture",
     "predictions_picture",
-    "save_png",
     "training_picture",
     "with_caption",
     "write_report",

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from detkit.files import write_atomically
-
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
 
@@ -109,15 +107,8 @@ def grid(pictures: Sequence[np.ndarray], *, columns: int, gap: int = 8) -> np.nd
 def png_bytes(image: np.ndarray) -> bytes:
     """Return the picture as a PNG file's content."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG", optimize=True)
+    Image.fromarray(image).save(file, format="PNG")
     return file.getvalue()
-
-
-def save_png(path: Path | str, image: np.ndarray) -> Path:
-    """Write the picture as a PNG file, whole or not at all, and return its path."""
-    content = png_bytes(image)
-    write_atomically(path, lambda file: file.write(content) and None)
-    return Path(path)
 
 
 @functools.lru_cache(maxsize=1)

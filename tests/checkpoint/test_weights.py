@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from detkit.checkpoint import CheckpointError, load_weights
+from detkit.config import get_cfg
+from detkit.modeling import build_detector
 
 
 class Detector(nn.Module):
@@ -80,3 +82,19 @@ def test_a_key_map_renames_and_skips(tmp_path):
     report = load_weights(target, tmp_path / "w.pth", key_map=mapping)
     assert len(report.loaded) == 4
     assert set(report.skipped.values()) == {"left out by the key map"}
+
+
+def test_other_classes_of_the_same_number_skip_the_class_layer(tmp_path):
+    torch.save({"model": Detector().state_dict(), "class_names": ["a", "b", "c"]}, tmp_path / "w.pth")
+    assert load_weights(Detector(), tmp_path / "w.pth", class_names=("a", "b", "c")).skipped == {}
+    report = load_weights(Detector(), tmp_path / "w.pth", class_names=("a", "c", "b"))
+    assert set(report.skipped) == {"head.cls_score.weight", "head.cls_score.bias"}
+    assert report.skipped["head.cls_score.bias"].startswith("other classes: a, b, c")
+
+
+def test_the_real_detector_changes_its_number_of_classes(tmp_path):
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.BACKBONE.ResNet.DEPTH", 18, "MODEL.BACKBONE.ResNet.RES2_CHANNELS", 8])
+    torch.save(build_detector(cfg, 5).state_dict(), tmp_path / "w.pth")
+    report = load_weights(build_detector(cfg, 3), tmp_path / "w.pth")
+    assert set(report.skipped) == {"head.cls_score.weight", "head.cls_score.bias"}

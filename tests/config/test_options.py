@@ -32,6 +32,14 @@ def test_built_with_config_and_builder_arguments(cfg):
     assert (loss.num_classes, loss.gamma, loss.alpha, loss.steps) == (7, 0.5, 0.25, (1, 2))
 
 
+def test_an_option_never_hides_what_its_builder_gives(register):
+    def loss(*, num_classes: int = 80): ...
+
+    register(registry.CLS_LOSSES, loss, name="HidingLoss")
+    with pytest.raises(TypeError, match=r"HidingLoss.*options \['num_classes'\] that its builder gives"):
+        registry.CLS_LOSSES.build({"NAME": "HidingLoss", "HidingLoss": {"NUM_CLASSES": 80}}, num_classes=3)
+
+
 def test_missing_builder_argument_says_what_is_offered(cfg):
     with pytest.raises(TypeError, match=r"ToyLoss.*needs \['num_classes'\].*offers \['classes'\]"):
         registry.CLS_LOSSES.build(cfg.MODEL.CLS_LOSS, classes=7)

@@ -101,6 +101,6 @@ def config() -> Callable[..., Any]:
             "TEST": ("IMS_PER_BATCH",),
         }
         nodes = {name: SimpleNamespace(**{key: values[key] for key in keys}) for name, keys in sections.items()}
-        return SimpleNamespace(SEED=values["SEED"], **nodes)
+        return SimpleNamespace(SEED=values["SEED"], DEVICE="cpu", **nodes)
 
     return make

@@ -63,3 +63,18 @@ def test_two_processes_train_as_one(command, tmp_path):
         assert b["metric_num_foreground"] * 2 == pytest.approx(a["metric_num_foreground"])
     counts = [len(json.loads((folder / "predictions.json").read_text())) for folder in folders]
     assert counts[0] == pytest.approx(counts[1], rel=0.05)
+
+
+def test_two_processes_resume_where_the_evaluation_is_already_written(command, tmp_path):
+    """The checkpoint and the evaluation of the same iteration: no rank may evaluate again while another trains."""
+    run = ("--num-gpus", 2, "SOLVER.MAX_ITER=6", "SOLVER.CHECKPOINT_PERIOD=3", "TEST.EVAL_PERIOD=3", "DEVICE=cpu")
+    run = (*run, f"OUTPUT_DIR={tmp_path / 'run'}")
+    process = command(*run)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    rows = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    (tmp_path / "run" / "checkpoints" / "model_00000006.pth").unlink()
+    process = command("--resume", *run)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == rows

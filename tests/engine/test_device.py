@@ -9,7 +9,7 @@ from detkit.engine.device import autocast_dtype, keep_large_blocks, peak_memory_
 
 def test_cpu_and_refusals():
     assert select_device("cpu") == torch.device("cpu")
-    with pytest.raises(ConfigError, match="DEVICE 'tpu9' is not a device"):
+    with pytest.raises(ConfigError, match="DEVICE 'tpu9' is not a device that"):
         select_device("tpu9")
 
 

@@ -122,6 +122,41 @@ def test_a_damaged_newest_checkpoint_goes_back_to_the_one_before(config, tmp_pat
     newest.write_bytes(newest.read_bytes()[:1000])
     train(config(out), resume=True)
     assert digest(tmp_path / "run") == whole
+    assert (newest.parent / "model_00000006.pth.damaged").exists()
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_trained_over_them(config, tmp_path):
+    out = f"OUTPUT_DIR={tmp_path / 'run'}"
+    train(config(out))
+    rows = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for path in (tmp_path / "run" / "checkpoints").glob("model_0*.pth"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="none of its 2 checkpoints can be read"):
+        train(config(out), resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == rows
+
+
+def test_fine_tuning_and_resuming_without_the_weights_that_it_began_with(config, tmp_path):
+    train(config("SOLVER.MAX_ITER=2"))
+    weights = tmp_path / "runs/tiny/1/checkpoints/model_final.pth"
+    hard = "DATASETS.TRAIN=shapes:train,images=8,seed=1,size=128,level=hard"  # six classes instead of three
+    run = (f"MODEL.WEIGHTS={weights}", hard, "DATASETS.TEST=[]", "SOLVER.BASE_LR=0.0", "SOLVER.MAX_ITER=2")
+    train(config(*run))
+    tuned = load_file(tmp_path / "runs/tiny/2/checkpoints/model_final.pth")["model"]
+    before = load_file(weights)["model"]
+    assert torch.equal(before["head.bbox_pred.weight"], tuned["head.bbox_pred.weight"])
+    assert tuned["head.cls_score.bias"].shape[0] == 2 * before["head.cls_score.bias"].shape[0]
+    weights.unlink()
+    train(config(*run), resume=True)
+
+
+def test_frozen_layers_that_the_file_does_not_fill_are_refused(config, tmp_path):
+    train(config("SOLVER.MAX_ITER=1", "TEST.EVAL_PERIOD=0"))
+    state = load_file(tmp_path / "runs/tiny/1/checkpoints/model_final.pth")["model"]
+    partial = {k: v for k, v in state.items() if "stem" not in k and "num_batches" not in k}
+    torch.save(partial, tmp_path / "partial.pth")
+    with pytest.raises(ConfigError, match=r"partial.pth: frozen layers would stay random: backbone.bottom_up.stem"):
+        train(config(f"MODEL.WEIGHTS={tmp_path / 'partial.pth'}", "MODEL.BACKBONE.ResNet.FREEZE_AT=1"))
 
 
 def test_resume_refuses_changed_keys_and_lists_them(config, tmp_path):
@@ -188,11 +223,15 @@ def test_bfloat16_trains(config, tmp_path):
         ("SOLVER.KEEP_CHECKPOINTS=0", "KEEP_CHECKPOINTS"),
         ("SOLVER.LR_SCHEDULE.NAME=WarmupMultiStep SOLVER.LR_SCHEDULE.WarmupMultiStep.STEPS=[3,2]", "STEPS must rise"),
         ("MODEL.CLS_LOSS.SigmoidFocalLoss.GAMMA=-1", "gamma -1"),
+        ("SOLVER.BASE_LR=-1", "learning rate"),
+        ("SOLVER.CLIP_GRADIENTS=0", "CLIP_GRADIENTS must be positive"),
+        ("TEST.IMS_PER_BATCH=0", "TEST.IMS_PER_BATCH is 0"),
     ],
 )
-def test_bad_values_are_refused_before_training(config, override, message):
+def test_bad_values_are_refused_before_training(config, override, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         train(config(*override.split()))
+    assert not list((tmp_path / "runs" / "tiny").iterdir()), "no empty folder is left"
 
 
 def test_frozen_layers_without_weights_are_refused(config):
@@ -237,7 +276,7 @@ def test_a_users_hook_runs_and_its_state_is_resumed(config, tmp_path):
         train(config(*run), resume=True)
     finally:
         registry.HOOKS.unregister("Counting")
-    assert seen == [13, 12], "a hook after the checkpoints' misses the last step, which the checkpoint does not hold"
+    assert seen == [13, 13]
 
 
 def test_projects(tmp_path):

@@ -53,7 +53,7 @@ def test_there_are_nine_anchors_in_every_cell_of_five_levels(retinanet):
 
 
 def test_sides_keep_the_area_of_their_scale_and_the_largest_is_812_pixels(retinanet):
-    sides = box_area(retinanet.cell_anchors_LA4).sqrt()
+    sides = box_area(torch.stack(retinanet.cell_anchors)).sqrt()
     scales = torch.tensor([2 ** (i / 3) for i in range(3)]).repeat_interleave(3)
     torch.testing.assert_close(sides, torch.tensor([32.0, 64, 128, 256, 512])[:, None] * scales)
     assert sides.max().item() == pytest.approx(812.75, abs=0.01)
@@ -88,10 +88,44 @@ def test_anchors_are_not_in_the_state_dict(retinanet):
     assert not retinanet.state_dict()
 
 
-@pytest.mark.parametrize("shapes", [[[(1, 1)], [(1, 1), (2, 2)]], [[], []]])
-def test_levels_need_equally_many_shapes(shapes):
-    with pytest.raises(ValueError, match="same number of shapes"):
-        AnchorGrid(shapes=shapes, strides=[4, 8])
+def test_levels_may_have_different_numbers_of_shapes():
+    shapes, sizes = [[(2, 4)], [(6, 2), (3, 3), (1, 8)]], [(2, 3), (1, 2)]
+    grid = AnchorGrid(shapes=shapes, strides=[4, 8], offset=0.5)
+    assert grid.num_anchors == (1, 3)
+    assert not grid.state_dict()
+    for level, anchors in enumerate(grid(sizes)):
+        (alone,) = AnchorGrid(shapes=shapes[level : level + 1], strides=[(4, 8)[level]], offset=0.5)([sizes[level]])
+        assert torch.equal(anchors, alone)
+
+
+def test_strides_may_be_fractions():
+    # A map of 3 x 3 cells over a picture of 10 x 10 pixels, each cell's anchor in its middle.
+    grid = AnchorGrid(shapes=[[(2, 2)]], strides=[10 / 3], offset=0.5)
+    assert grid.sizes_for(10, 9) == [(3, 3)]
+    centres = torch.tensor([10 / 6, 5, 50 / 6])
+    (anchors,) = grid([(3, 3)])
+    torch.testing.assert_close(anchors[:, :2] + 1, torch.cartesian_prod(centres, centres).flip(1))
+
+
+def test_every_level_needs_a_shape():
+    with pytest.raises(ValueError, match=r"at least one shape; the levels have \(1, 0\)"):
+        AnchorGrid(shapes=[[(1, 1)], []], strides=[4, 8])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "base size 0"),
+        ({"size": -32.0}, "base size -32.0"),
+        ({"scales_per_octave": 0}, "scales_per_octave 0"),
+        ({"aspect_ratios": ()}, r"aspect_ratios \(\)"),
+        ({"aspect_ratios": (1.0, 0.0)}, r"aspect_ratios \(1.0, 0.0\)"),
+        ({"aspect_ratios": (-0.5, 1.0)}, r"aspect_ratios \(-0.5, 1.0\)"),
+    ],
+)
+def test_shapes_without_area_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        retinanet_shapes(**{"size": 32, "scales_per_octave": 3, "aspect_ratios": RATIOS, **options})
 
 
 def test_levels_of_shapes_strides_and_maps_must_agree(retinanet):

@@ -66,6 +66,26 @@ def test_padding_of_ground_truth_matches_nothing():
     assert matched.tolist() == [1]
 
 
+def test_boxes_may_differ_by_image():
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 40, 2, 2, generator=generator).sort(2).values
+    boxes, truth = (40 * corners).flatten(2).split([36, 4], 1)
+    classes = torch.randint(0, K, (2, 4), generator=generator)
+    labels, matched = IoUAssigner(K)(boxes, truth, classes)
+    for n in range(2):
+        alone = IoUAssigner(K)(boxes[n], truth[n : n + 1], classes[n : n + 1])
+        assert torch.equal(labels[n], alone[0][0])
+        assert torch.equal(matched[n], alone[1][0])
+    assert (labels < K).any()
+
+
+def test_invalid_boxes_are_ignored_and_are_nobodys_best():
+    boxes = torch.tensor([beside(0.45), beside(0.3)], dtype=torch.float32).expand(2, 2, 4)
+    truth, classes = torch.tensor([[[0.0, 0, 10, 1]]]).expand(2, 1, 4), torch.tensor([[3], [3]])
+    valid = torch.tensor([[True, True], [False, True]])
+    assert IoUAssigner(K)(boxes, truth, classes, valid=valid)[0].tolist() == [[3, K], [-1, 3]]
+
+
 @pytest.mark.parametrize(("positive", "negative"), [(0.4, 0.5), (1.1, 0.4), (0.5, -0.1)])
 def test_impossible_thresholds_are_refused(positive, negative):
     with pytest.raises(ValueError, match=f"not {negative} and {positive}"):

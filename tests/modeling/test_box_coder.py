@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from detkit.modeling.box_coder import BoxCoder
 
@@ -13,6 +14,7 @@ box = st.tuples(corner, corner, side, side).map(lambda b: (b[0], b[1], b[0] + b[
 WEIGHTS = st.sampled_from([(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
 
 
+@settings(deadline=None)
 @given(anchor=box, target=box, weights=WEIGHTS)
 def test_decode_undoes_encode_below_the_clamp(anchor, target, weights):
     coder = BoxCoder(weights=weights, max_log_ratio=math.log(1e4))
@@ -61,12 +63,30 @@ def test_weights_scale_deltas():
     )
 
 
+@pytest.mark.parametrize("weights", [(1, 1, 1, 1), (10, 10, 5, 5)])
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_no_tensor_is_made_of_numbers(weights, method):
+    # On a GPU such a tensor is copied from the host, which waits for all that the device has still to do.
+    coder = BoxCoder(weights=weights)
+    graph = make_fx(lambda a, b: getattr(coder, method)(a, b))(torch.rand(3, 4), torch.rand(3, 4)).graph
+    assert [node.op for node in graph.nodes if node.op not in ("call_function", "output")] == ["placeholder"] * 2
+
+
+def test_decoding_divides_by_the_weights():
+    deltas, anchors, weights = torch.randn(5, 4), torch.tensor([3.0, 2, 40, 90]), (10.0, 10.0, 5.0, 3.0)
+    actual = BoxCoder(weights=weights).decode(deltas, anchors)
+    assert torch.equal(actual, BoxCoder().decode(deltas / torch.tensor(weights), anchors))
+
+
 def test_no_boxes_and_broadcasting():
     coder = BoxCoder()
     assert coder.encode(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, 4)
     assert coder.decode(torch.zeros(2, 0, 4), torch.zeros(0, 4)).shape == (2, 0, 4)
     anchors = torch.tensor([[0.0, 0, 2, 2], [1, 1, 5, 5]])
     assert torch.equal(coder.decode(torch.zeros(3, 2, 4), anchors), anchors.expand(3, 2, 4))
+    weighted = BoxCoder(weights=(10, 10, 5, 5))
+    assert weighted.encode(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0, 4)
+    assert torch.equal(weighted.decode(torch.zeros(3, 2, 4), anchors), anchors.expand(3, 2, 4))
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1), (1, 1, 0, 1), (1, 1, -1, 1)])

@@ -76,7 +76,7 @@ def test_options_reach_their_components(cfg):
         0.2,
         9,
     )
-    assert (detector.anchors.offset, detector.anchors.num_anchors) == (0.5, 3)
+    assert (detector.anchors.offset, detector.anchors.num_anchors) == (0.5, (3,) * 5)
 
 
 def test_the_defaults_are_the_papers(cfg):
@@ -93,7 +93,7 @@ def test_the_defaults_are_the_papers(cfg):
     assert criterion.box_coder.weights == (1, 1, 1, 1)
     assert criterion.box_coder.max_log_ratio == pytest.approx(math.log(1000 / 16))
     assert torch.allclose(detector.head.cls_score.bias, torch.tensor(-math.log(99)))
-    assert (detector.anchors.num_anchors, detector.anchors.offset) == (9, 0.0)
+    assert (detector.anchors.num_anchors, detector.anchors.offset) == ((9,) * 5, 0.0)
     assert detector.anchors.strides == (8, 16, 32, 64, 128)
 
 
@@ -108,7 +108,15 @@ def test_a_shared_head_needs_features_of_one_width(cfg):
         out_channels = {"p3": 8, "p4": 16}
 
     with pytest.raises(ValueError, match="one width.*'p4': 16"):
-        build.build_head(cfg.MODEL.HEAD, Neck(), 9, CLS_LOSSES.build(cfg.MODEL.CLS_LOSS), 2, 0.01)
+        build.build_head(cfg.MODEL.HEAD, Neck(), (9, 9), CLS_LOSSES.build(cfg.MODEL.CLS_LOSS), 2, 0.01)
+
+
+def test_a_shared_head_needs_equally_many_anchors_on_every_level(cfg):
+    class Neck:
+        out_channels = {"p3": 8, "p4": 8}
+
+    with pytest.raises(ValueError, match=r"equally many anchors on each; the levels have \(9, 6\)"):
+        build.build_head(cfg.MODEL.HEAD, Neck(), (9, 6), CLS_LOSSES.build(cfg.MODEL.CLS_LOSS), 2, 0.01)
 
 
 def test_parts_build_from_a_node_anywhere(cfg):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from detkit.modeling.box_coder import BoxCoder
-from detkit.modeling.postprocess import PostProcess, top_candidates
+from detkit.modeling.postprocess import Candidates, PostProcess, suppress, top_candidates
 from detkit.structures import Detections
 from detkit.structures.boxes import box_iou
 
@@ -81,6 +81,24 @@ def test_a_box_is_suppressed_only_by_its_own_class_and_only_above_the_threshold(
     assert two_classes.classes.tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("groups", "kept"), [([0, 0, 0], [0.9]), ([0, 1, 0], [0.9, 0.8]), ([7, 2, 5], [0.9, 0.8, 0.7])]
+)
+def test_boxes_suppress_one_another_within_the_groups_that_are_given(groups, kept):
+    boxes, scores = torch.tensor([[[0.0, 0, 10, 10]] * 3]), torch.tensor([[0.9, 0.8, 0.7]])
+    candidates = Candidates(boxes, scores, torch.tensor([[0, 1, 2]]))
+    (found,) = suppress(candidates, torch.tensor([groups]), nms_iou=0.5, max_detections=9)
+    assert found.scores.tolist() == pytest.approx(kept)
+    assert found.classes.tolist() == list(range(len(kept)))
+
+
+def test_absent_candidates_belong_to_no_group():
+    boxes, scores = torch.tensor([[[0.0, 0, 10, 10]] * 3]), torch.tensor([[0.9, -torch.inf, 0.7]])
+    candidates = Candidates(boxes, scores, torch.tensor([[0, 1, 2]]))
+    (found,) = suppress(candidates, torch.tensor([[0, 0, 1]]), nms_iou=0.5, max_detections=9)
+    assert found.classes.tolist() == [0, 2]
+
+
 def test_an_anchor_may_be_found_as_several_classes():
     (found,) = run(one_level([[0.9, 0.8]], [[0, 0, 10, 10]]))
     assert found.classes.tolist() == [0, 1]
@@ -148,3 +166,24 @@ def test_scores_or_boxes_that_are_not_numbers_are_no_detections():
 def test_counts_must_be_positive(options):
     with pytest.raises(ValueError, match="must be positive"):
         PostProcess(box_coder=CODER, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("nms_iou", -0.1),
+        ("nms_iou", 1.1),
+        ("nms_iou", float("nan")),
+        ("score_threshold", -0.05),
+        ("score_threshold", 1.0),
+    ],
+)
+def test_thresholds_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"{name} {value} is not in \[0, 1"):
+        PostProcess(box_coder=CODER, **{name: value})
+
+
+@pytest.mark.parametrize("options", [{"nms_iou": 0.0}, {"nms_iou": 1.0}, {"score_threshold": 0.0}])
+def test_the_ends_of_the_ranges_are_allowed(options):
+    (found,) = run(one_level([[0.9], [0.8]], [[0, 0, 10, 10], [0, 0, 10, 9]]), **options)
+    assert len(found) == (1 if options.get("nms_iou") != 1 else 2)

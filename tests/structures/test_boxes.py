@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detkit.structures import IGNORED, Batch, Detections, foreground, is_assigned
-from detkit.structures.boxes import box_area, box_iou, clip_boxes, xywh_from_xyxy, xyxy_from_xywh
+from detkit.structures.boxes import box_area, box_iou, clip_boxes
 
 coordinate = st.floats(-1000, 1000, width=32)
 box = st.tuples(*[coordinate] * 4).map(lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3])))
@@ -40,12 +40,6 @@ def test_iou_is_batched():
     a[..., 2:] += a[..., :2]
     b[..., 2:] += b[..., :2]
     torch.testing.assert_close(box_iou(a, b), torch.stack([box_iou(x, y) for x, y in zip(a, b, strict=True)]))
-
-
-@settings(max_examples=40, deadline=None)
-@given(boxes)
-def test_formats_round_trip(rows):
-    torch.testing.assert_close(xyxy_from_xywh(xywh_from_xyxy(rows)), rows)
 
 
 def test_clip():

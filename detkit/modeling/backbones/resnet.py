@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.modeling.layers import ConvNorm, Norm
+from detkit.modeling.layers import ConvNorm, Norm, check_counts
 from detkit.registry import BACKBONES
 
 _BLOCKS_OF_DEPTH = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -149,6 +149,8 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_options(depth, norm, freeze_at, num_groups, out_features)
+        check_counts("ResNet", num_groups=num_groups, width_per_group=width_per_group)
+        check_counts("ResNet", stem_channels=stem_channels, res2_channels=res2_channels)
         plan = _Plan(depth, num_groups, width_per_group, res2_channels or _default_channels(depth), stride_in_1x1)
         self.needs_weights = norm == "FrozenBN" or freeze_at > 0
         self.out_features = tuple(name for name in _STAGES if name in out_features)

@@ -40,6 +40,8 @@ class RetinaNet(nn.Module):
         channels: the order of the channels that the network sees; batches are RGB.
     """
 
+    class_layers = ("head.cls_score",)  # their shape depends on the number of classes
+
     def __init__(
         self,
         *,
@@ -53,6 +55,8 @@ class RetinaNet(nn.Module):
         channels: Literal["RGB", "BGR"],
     ) -> None:
         super().__init__()
+        if not all(std > 0 for std in pixel_std):
+            raise ValueError(f"RetinaNet: pixel_std {tuple(pixel_std)} must be positive; 1 leaves a channel as it is")
         self.backbone = backbone
         self.head = head
         self.anchors = anchors

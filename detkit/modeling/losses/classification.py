@@ -36,11 +36,11 @@ class SigmoidFocalLoss:
         """Return the logits of an anchor: one per class, none for background."""
         return num_classes
 
-    def prior_bias(self, prior: float) -> float:
-        """Return the logit of probability `prior`, in (0, 1) (section 3.3)."""
+    def prior_bias(self, prior: float, num_classes: int) -> list[float]:
+        """Return the logit of probability `prior`, in (0, 1), for each class (section 3.3)."""
         if not 0 < prior < 1:
             raise ValueError(f"the prior probability {prior} is not between 0 and 1; None starts the bias at 0")
-        return -math.log((1 - prior) / prior)
+        return [-math.log((1 - prior) / prior)] * num_classes
 
     def scores(self, logits_NRK: Tensor) -> Tensor:
         """Return the probability of each class, float32, independent of one another."""

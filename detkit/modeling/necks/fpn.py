@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detkit.modeling.layers import ConvNorm, Norm
+from detkit.modeling.layers import ConvNorm, check_counts
 from detkit.registry import NECKS
 
 
@@ -42,14 +42,24 @@ class FPN(nn.Module):
 
     Args:
         out_channels: channels of every level.
-        norm: norm after the lateral and output convolutions: "" (none), FrozenBN, BN or GN.
+        norm: norm after the lateral and output convolutions: "" (none), BN or GN.
         top_block_from: what P6 is made from: C5 (the coarsest feature of bottom_up) or P5 (the pyramid's level).
     """
 
     def __init__(
-        self, bottom_up: Any, *, out_channels: int = 256, norm: Norm = "", top_block_from: Literal["C5", "P5"] = "C5"
+        self,
+        bottom_up: Any,
+        *,
+        out_channels: int = 256,
+        norm: Literal["", "BN", "GN"] = "",
+        top_block_from: Literal["C5", "P5"] = "C5",
     ) -> None:
         super().__init__()
+        check_counts("FPN", out_channels=out_channels)
+        if norm not in ("", "BN", "GN"):
+            raise ValueError(
+                f"FPN: norm {norm!r} is not one of '', 'BN', 'GN' (no weights file has constants for a FrozenBN here)"
+            )
         self.bottom_up = bottom_up
         self.top_block_from = top_block_from
         self._levels = {name: _level(name, stride) for name, stride in bottom_up.out_strides.items()}

@@ -66,6 +66,13 @@ def test_the_default_r50_has_the_names_and_shapes_of_detectron2():
     assert {name: tuple(state[name].shape) for name in SHAPES} == SHAPES
 
 
+def test_class_layers_are_those_whose_shape_depends_on_the_classes():
+    with torch.device("meta"):
+        detector, other = build_detector(get_cfg(), 80), build_detector(get_cfg(), 3).state_dict()
+    changed = {name for name, value in detector.state_dict().items() if other[name].shape != value.shape}
+    assert changed == {f"{layer}.{part}" for layer in detector.class_layers for part in ("weight", "bias")}
+
+
 def test_depths_and_norms_change_only_the_backbones_names(cfg):
     with torch.device("meta"):
         cfg = get_cfg()
@@ -162,6 +169,13 @@ def test_the_input_is_normalised_in_the_order_of_channels_then_padded_with_zeros
             torch.testing.assert_close(x[n, c, :height, :width], expected)
         assert not x[n, :, height:].any()
         assert not x[n, :, :, width:].any()
+
+
+@pytest.mark.parametrize("std", [(1.0, 0.0, 1.0), (-1.0, 1.0, 1.0)])
+def test_a_deviation_that_is_not_positive_is_refused(cfg, std):
+    cfg.merge_from_list(["MODEL.PIXEL_STD", std])
+    with pytest.raises(ValueError, match=rf"pixel_std \({std[0]}, {std[1]}, .* must be positive"):
+        make_detector(cfg)
 
 
 def test_the_default_input_is_bgr_less_its_mean(make_batch):

@@ -9,7 +9,8 @@ from detkit.modeling.heads import RetinaNetHead
 
 
 def make_head(**options):
-    return RetinaNetHead(**{"in_channels": 8, "num_anchors": 3, "num_logits": 5, "prior_bias": -2.0, **options})
+    defaults = {"in_channels": 8, "num_anchors": 3, "num_logits": 5, "prior_bias": [-2.0] * 5}
+    return RetinaNetHead(**{**defaults, **options})
 
 
 @pytest.fixture
@@ -61,12 +62,31 @@ def test_each_subnet_is_its_convolutions_with_relu_shared_over_levels(features):
 
 def test_weights_start_normal_with_deviation_a_hundredth_and_biases_at_zero_but_the_prior():
     torch.manual_seed(0)
-    head = make_head(in_channels=64, prior_bias=-4.59512)
+    head = make_head(in_channels=64, prior_bias=[-4.59512] * 5)
     for name, conv in head.named_modules():
         if isinstance(conv, nn.Conv2d):
             assert conv.weight.std().item() == pytest.approx(0.01, rel=0.05), name
             assert abs(conv.weight.mean().item()) < 1e-3, name
             assert torch.equal(conv.bias, torch.full_like(conv.bias, -4.59512 if name == "cls_score" else 0)), name
+
+
+def test_the_prior_biases_are_those_of_every_anchor(features):
+    head = make_head(prior_bias=[0.5, -1, -2, -3, -4])
+    nn.init.zeros_(head.cls_score.weight)
+    expected = torch.tensor([0.5, -1, -2, -3, -4])
+    assert all(torch.equal(level, expected.expand_as(level)) for level in head(features)[0])
+
+
+def test_a_prior_of_another_number_of_logits_is_refused():
+    with pytest.raises(ValueError, match="prior_bias has 1 values for the 5 logits"):
+        make_head(prior_bias=[-2.0])
+
+
+@pytest.mark.parametrize("options", [{"num_convs": -1}, {"channels": 0}, {"channels": -8}])
+def test_impossible_counts_are_refused_by_name(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"RetinaNetHead: {name} {value} is below"):
+        make_head(**options)
 
 
 def test_the_prior_may_be_switched_off():

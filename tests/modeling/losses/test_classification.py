@@ -56,12 +56,12 @@ def test_there_is_a_logit_per_class_and_none_for_background():
 
 @pytest.mark.parametrize("prior", [0.01, 0.5, 0.9])
 def test_the_prior_bias_scores_the_prior(prior):
-    bias = SigmoidFocalLoss().prior_bias(prior)
-    assert SigmoidFocalLoss().scores(torch.tensor([[[bias]]])).item() == pytest.approx(prior)
+    biases = SigmoidFocalLoss().prior_bias(prior, K)
+    assert SigmoidFocalLoss().scores(torch.tensor([[biases]])).flatten().tolist() == pytest.approx([prior] * K)
 
 
 def test_the_bias_of_one_in_a_hundred():
-    assert SigmoidFocalLoss().prior_bias(0.01) == pytest.approx(-4.59512, abs=1e-5)
+    assert SigmoidFocalLoss().prior_bias(0.01, 2) == pytest.approx([-4.59512] * 2, abs=1e-5)
 
 
 def test_scores_of_half_logits_are_float32():
@@ -80,4 +80,4 @@ def test_impossible_options_are_refused_by_name(options):
 @pytest.mark.parametrize("prior", [0.0, 1.0])
 def test_an_impossible_prior_is_refused(prior):
     with pytest.raises(ValueError, match="not between 0 and 1"):
-        SigmoidFocalLoss().prior_bias(prior)
+        SigmoidFocalLoss().prior_bias(prior, K)

@@ -1,0 +1,101 @@
+"""The weights that a run or a predictor starts from: loaded where the config says, refused where they would not do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detkit.checkpoint import CheckpointError, apply_weights, load_file, load_weights
+from detkit.config import CfgNode, ConfigError
+from detkit.modeling import build_detector
+from detkit.modeling.layers import FrozenBatchNorm2d
+from detkit.registry import open_dataset
+
+_WAYS = (
+    "Put ImageNet weights there (a .pth with this library's names), or train from scratch: MODEL.WEIGHTS '' "
+    "MODEL.BACKBONE.ResNet.NORM BN MODEL.BACKBONE.ResNet.FREEZE_AT 0, as configs/*_scratch.yaml do."
+)
+
+
+@contextlib.contextmanager
+def values_are_the_configs() -> Iterator[None]:
+    """Components refuse a bad value by ValueError, naming it; here it can only have come from the config."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def load_starting_weights(cfg: CfgNode, detector: nn.Module, class_names: Sequence[str]) -> None:
+    """Load MODEL.WEIGHTS, if given, into a detector that will be trained.
+
+    Raises ConfigError where there is no such file, or where frozen layers would keep random values.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    if weights and not Path(weights).is_file():
+        raise ConfigError(f"MODEL.WEIGHTS: there is no file {weights}. {_WAYS}")
+    report = load_weights(detector, weights, class_names=class_names) if weights else None
+    random = _frozen_names(detector) if report is None else sorted(_frozen_names(detector) & report.missing.keys())
+    if random and report is None:
+        raise ConfigError(
+            "the backbone has frozen layers (frozen norm or FREEZE_AT > 0), which would stay random: MODEL.WEIGHTS is "
+            f"empty. {_WAYS}"
+        )
+    if random:
+        raise ConfigError(f"{weights}: frozen layers would stay random: {', '.join(list(random)[:3])}, ... {_WAYS}")
+
+
+def detector_with_weights(cfg: CfgNode, content: Any = None) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return a detector for inference with MODEL.WEIGHTS, and its class names: the file's, else the data's.
+
+    `content` is what load_file returned for MODEL.WEIGHTS, where the caller has read it. A file that lacks a tensor of
+    the network, or holds one of another shape, is a CheckpointError.
+    """
+    source = cfg.MODEL.WEIGHTS
+    content = load_file(source) if content is None else content
+    class_names = _class_names(cfg, content)
+    with values_are_the_configs():
+        detector = build_detector(cfg, num_classes=len(class_names))
+    report = apply_weights(detector, content, source=source)
+    lacking = [*_of_the_network(report.missing), *(name for name in report.skipped if name in detector.state_dict())]
+    if lacking:
+        raise CheckpointError(
+            f"not all weights of the detector are there ({lacking[0]}, ...): {report}. Is this the config that they "
+            "were trained with?"
+        )
+    return detector.eval(), class_names
+
+
+def placed(detector: nn.Module, device: torch.device) -> nn.Module:
+    """Return the detector on its device, convolutions in channels_last, which CPUs and GPUs compute fastest."""
+    return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _class_names(cfg: CfgNode, content: Any) -> tuple[str, ...]:
+    names = content.get("class_names", ()) if isinstance(content, dict) else ()
+    if names:
+        return tuple(names)
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError(f"{cfg.MODEL.WEIGHTS} names no classes, and DATASETS.TRAIN is empty: name the data there")
+    return tuple(open_dataset(cfg.DATASETS.TRAIN[0]).classes())
+
+
+def _of_the_network(missing: dict[str, str]) -> list[str]:
+    """Leave out what only training uses (the criterion's moving average), which other libraries' files lack."""
+    return [name for name in missing if not name.startswith("criterion.")]
+
+
+def _frozen_names(detector: nn.Module) -> set[str]:
+    """Return the names of what training does not change, though it should hold trained values."""
+    names = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
+    for path, module in detector.named_modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            names |= {f"{path}.{name}" for name, _ in module.named_buffers()}
+    return names
