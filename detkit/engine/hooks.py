@@ -64,7 +64,7 @@ class Metrics:
         rows = all_reduce_mean(table).cpu()
         for values, (iteration, _, lr, image_ids) in zip(rows, self._waiting, strict=True):
             losses = dict(zip(names, values, strict=True))
-            trainer.refuse_nonfinite(iteration - 1, losses, image_ids, lr)
+            trainer.refuse_nonfinite(iteration, losses, image_ids, lr)
             if self.metrics is not None:
                 numbers = {n: float(v) if bool(torch.isfinite(v)) else None for n, v in losses.items()}
                 self.metrics.write({"iteration": iteration, **numbers, "lr": lr})

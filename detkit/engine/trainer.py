@@ -86,7 +86,7 @@ class Trainer:
         total = torch.stack([value for name, value in losses.items() if name.startswith("loss_")]).sum()
         kept = {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
         if self.device.type == "cpu":  # elsewhere looking waits for the device: the log looks later
-            self.refuse_nonfinite(self.iteration, kept, batch.image_ids, self.lr)
+            self.refuse_nonfinite(self.iteration + 1, kept, batch.image_ids, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         if self.clip_gradients is not None:
