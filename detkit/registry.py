@@ -354,4 +354,8 @@ EVALUATORS = Registry(
 def open_dataset(name: str) -> Any:
     """Return the dataset that a config names: a registered name, or `format:spec` in place."""
     entry, _, spec = name.partition(":")
-    return DATASETS.get(entry)(spec)
+    try:
+        dataset = DATASETS.get(entry)
+    except UnknownComponentError as error:
+        raise UnknownComponentError(f"{error} Files are named in place: coco:ANNOTATIONS.json:IMAGES.") from None
+    return dataset(spec)

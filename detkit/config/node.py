@@ -148,6 +148,8 @@ class CfgNode(yacs.config.CfgNode):
 
     def _unknown(self, path: Path_, node: CfgNode, depth: int) -> str:
         full = ".".join(path)
+        if full in RENAMED and RENAMED[full].startswith("nothing "):
+            return f"there is no key '{full}' here {RENAMED[full].removeprefix('nothing ')}"
         if full in RENAMED:
             return f"the key '{full}' is called {RENAMED[full]} here"
         if node._registry is not None:

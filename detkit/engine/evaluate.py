@@ -42,6 +42,9 @@ class TestSets:
     def __init__(self, cfg: CfgNode, class_names: Sequence[str]) -> None:
         self._cfg, self._class_names = cfg, tuple(class_names)
         self.indices = {name: build_test_data(cfg, name, self._class_names) for name in cfg.DATASETS.TEST}
+        for index in self.indices.values():
+            for line in index.summary():
+                get_logger(__name__).info("%s", line)
         # Built now, so that what is wrong with the config is said before training, not after it.
         self._loaders = {name: build_test_loader(cfg, index) for name, index in self.indices.items()}
         for name in self.indices:

@@ -56,7 +56,8 @@ def refuse_changed_config(folder: Path, cfg: CfgNode) -> None:
         raise ConfigError(
             f"{written}: --resume continues the same run, and these keys would change its results:\n"
             + "\n".join(changed)
-            + "\nSet them back, or start a new run from its weights (MODEL.WEIGHTS)."
+            + "\nSet them back, choose another run to resume (OUTPUT_DIR runs/<config>/<n>), or start a new run from "
+            "its weights (MODEL.WEIGHTS)."
         )
 
 

@@ -40,7 +40,7 @@ def load_starting_weights(cfg: CfgNode, detector: nn.Module, class_names: Sequen
     """
     weights = cfg.MODEL.WEIGHTS
     if weights and not Path(weights).is_file():
-        raise ConfigError(f"MODEL.WEIGHTS: there is no file {weights}. {_WAYS}")
+        raise ConfigError(f"MODEL.WEIGHTS: there is no file {weights} (URLs and .pkl are not read). {_WAYS}")
     report = load_weights(detector, weights, class_names=class_names) if weights else None
     random = _frozen_names(detector) if report is None else sorted(_frozen_names(detector) & report.missing.keys())
     if random and report is None:

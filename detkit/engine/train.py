@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +66,15 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     folder, is_resumed = _folder_of_run(cfg, resume)
     with _removed_if_nothing_began(folder, is_resumed):
         setup_logging(folder if is_main() else None)
-        logger.info("run folder: %s", folder)
+        if resume and not is_resumed:
+            logger.warning("--resume: there is no checkpoint to resume from; starting anew")
         index = build_training_data(cfg)
         _log_data(index, plan)
         trainer = _build_trainer(cfg, plan, index.class_names, device, is_resumed)
         with values_are_the_configs():
             test_sets = TestSets(cfg, index.class_names)
             parts = _build_parts(cfg, folder, index, plan)
+    logger.info("run folder: %s", folder)
     if is_main() and not is_resumed:
         write_text_atomically(folder / CONFIG, cfg.dump())
     return _run(cfg, folder, trainer, test_sets, parts, is_resumed)
@@ -204,21 +208,22 @@ def _next_steps(cfg: CfgNode, folder: Path) -> list[tuple[str, str]]:
     weights = folder / CHECKPOINTS / FINAL
     if not weights.is_file():
         return []
-    projects = ["--projects", *(f"DIR/{name}" for name in cfg.PROJECTS)] if cfg.PROJECTS else []
-    words = [
-        "--config-file",
-        str(folder / CONFIG),
-        *projects,
-        "--eval-only",
-        "MODEL.WEIGHTS",
-        str(weights),
-        "OUTPUT_DIR=",
-    ]
+    folders = [_folder_of_project(name) for name in cfg.PROJECTS]
+    flags = ["--projects", *folders] if folders else []
+    words = ["--config-file", str(folder / CONFIG), *flags, "--eval-only", "MODEL.WEIGHTS", str(weights), "OUTPUT_DIR="]
     script = f"from detkit.engine import Predictor\nprint(Predictor({str(weights)!r})(['picture.jpg'])[0].above(0.5))"
+    if folders:
+        script = f"from detkit.engine import import_projects\nimport_projects({folders})\n{script}"
     return [
         ("Detect in pictures of your own, in Python:", script),
-        ("Evaluate again:", f"python tools/train_net.py {shlex.join(words)}"),
+        ("Evaluate again, in a new folder (OUTPUT_DIR empty):", f"python tools/train_net.py {shlex.join(words)}"),
     ]
+
+
+def _folder_of_project(name: str) -> str:
+    """Return where a project was imported from, as short as it can be said from here."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return os.path.relpath(Path(file).parent) if file else name
 
 
 @contextlib.contextmanager
@@ -241,8 +246,6 @@ def _folder_of_run(cfg: CfgNode, resume: bool) -> tuple[Path, bool]:
         folder = folder_to_resume(cfg) if resume else None
         if folder is not None:
             refuse_changed_config(folder, cfg)
-        elif resume:
-            print("--resume: there is no checkpoint to resume from; starting anew", flush=True)
     is_resumed = folder is not None
     if is_main() and folder is None:
         folder = new_run_folder(cfg)

@@ -239,7 +239,7 @@ def test_frozen_layers_without_weights_are_refused(config):
         train(config("MODEL.BACKBONE.ResNet.NORM=FrozenBN"))
     with pytest.raises(ConfigError, match=r"frozen layers"):
         train(config("MODEL.BACKBONE.ResNet.FREEZE_AT=2"))
-    with pytest.raises(ConfigError, match=r"there is no file weights/R-50.pth. Put .*_scratch.yaml"):
+    with pytest.raises(ConfigError, match=r"there is no file weights/R-50.pth .*Put .*_scratch.yaml"):
         train(config("MODEL.WEIGHTS=weights/R-50.pth"))
 
 
@@ -248,6 +248,33 @@ def test_a_batch_that_finds_no_data(config):
         train(config("DATASETS.TRAIN=[]"))
     with pytest.raises(KeyError, match=r"DATASETS has no component 'coco_2016_train'.*'coco_2017_train'"):
         train(config("DATASETS.TRAIN=coco_2016_train"))
+
+
+def test_what_happens_to_the_boxes_of_a_test_set_is_said_too(config, tmp_path):
+    train(config("SOLVER.MAX_ITER=1", "TEST.EVAL_PERIOD=0"))
+    from detkit.files import cache_folder
+
+    source = next((cache_folder() / "shapes").glob("easy-val-4x96px*"))
+    data = json.loads((source / "annotations.json").read_text())
+    data["annotations"][0]["bbox"] = [500, 500, 5, 5]
+    (tmp_path / "odd.json").write_text(json.dumps(data))
+    weights = tmp_path / "runs/tiny/1/checkpoints/model_final.pth"
+    name = f"coco:{tmp_path / 'odd.json'}:{source / 'images'}"
+    evaluate_only(config(f"MODEL.WEIGHTS={weights}", f"DATASETS.TEST={name}"))
+    log = (tmp_path / "runs/tiny/2/log.txt").read_text()
+    assert "boxes dropped, wholly outside of the picture: 1" in log
+
+
+def test_after_a_run_with_a_project_the_next_steps_name_its_folder(config, tmp_path):
+    folder = tmp_path / "my_project_b"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    cfg = config("SOLVER.MAX_ITER=1", "TEST.EVAL_PERIOD=0")
+    cfg.PROJECTS = import_projects([folder])
+    train(cfg)
+    log = (tmp_path / "runs/tiny/1/log.txt").read_text()
+    assert "--projects my_project_b --eval-only" in log
+    assert "import_projects(['my_project_b'])" in log
 
 
 def test_a_users_hook_runs_and_its_state_is_resumed(config, tmp_path):

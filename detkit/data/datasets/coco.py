@@ -61,6 +61,7 @@ def read_coco(annotations: Path, images: Path) -> ImageIndex:
     notes, box_rows, report = _of_known_pictures(notes, ids, report)
     categories = _integers(notes, "category_id", source)
     annotation_ids, report = _annotation_ids(notes, report)
+    report = report.with_notes(*_shared_names(class_names, class_of))
     found = Found(
         names=[record.get("file_name", "") for record in records],
         image_ids=ids,
@@ -142,6 +143,16 @@ def _categories(data: dict[str, Any], source: str) -> tuple[tuple[str, ...], dic
     if not names:
         raise DataError(f"{source}: 'categories' is empty, so there is nothing to detect")
     return tuple(names), class_of, lowest
+
+
+def _shared_names(class_names: tuple[str, ...], class_of: dict[int, int]) -> list[str]:
+    """Return a note for each name that several categories have, and which are so one class."""
+    ids = [[category for category, k in class_of.items() if k == label] for label in range(len(class_names))]
+    return [
+        f"the categories {sorted(same)} are all named '{name}': read as one class"
+        for name, same in zip(class_names, ids, strict=True)
+        if len(same) > 1
+    ]
 
 
 def _result_ids(categories: NDArray[np.int64], class_of: dict[int, int], lowest: list[int]) -> tuple[int, ...]:

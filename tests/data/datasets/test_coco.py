@@ -68,6 +68,7 @@ def test_categories_of_one_name_are_one_class(coco_index):
     assert index.class_names == ("cell", "dog")
     assert index.classes.tolist() == [0]
     assert index.category_ids == (1, 2)  # the one in use
+    assert any("are all named" in note and "read as one class" in note for note in index.report.notes)
 
 
 @pytest.mark.parametrize(
