@@ -240,8 +240,8 @@ BACKBONES = Registry(
     "BACKBONES",
     """`cls(**options) -> nn.Module`; `backbone(images_N3HW: float) -> {name: feature_NCHW}`, fine to coarse.
 
-    Attributes: `out_channels: dict[str, int]`, `out_strides: dict[str, int]` for every name it returns, and
-    `needs_weights: bool`, true where the network cannot train or predict without loaded weights (frozen layers).
+    Attributes: `out_channels: dict[str, int]` and `out_strides: dict[str, int]` for every name it returns. Parameters
+    that do not require a gradient, and frozen norms, count as frozen: they need loaded weights.
     """,
 )
 

@@ -8,7 +8,7 @@ from detkit.checkpoint import Checkpointer
 from detkit.config import KEYS_FREE_ON_RESUME, CfgNode, ConfigError, get_cfg
 from detkit.files import new_numbered_folder
 
-CONFIG, RESULTS, PREDICTIONS, REPORT = "config.yaml", "results.json", "predictions.json", "report.html"
+CONFIG, RESULTS, PREDICTIONS = "config.yaml", "results.json", "predictions.json"
 METRICS, TIMING, CHECKPOINTS, PICTURES = "metrics.jsonl", "timing.jsonl", "checkpoints", "pictures"
 
 

@@ -42,14 +42,15 @@ def load_starting_weights(cfg: CfgNode, detector: nn.Module, class_names: Sequen
     if weights and not Path(weights).is_file():
         raise ConfigError(f"MODEL.WEIGHTS: there is no file {weights} (URLs and .pkl are not read). {_WAYS}")
     report = load_weights(detector, weights, class_names=class_names) if weights else None
-    random = _frozen_names(detector) if report is None else sorted(_frozen_names(detector) & report.missing.keys())
+    frozen = frozen_names(detector)
+    random = sorted(frozen if report is None else frozen & report.missing.keys())
     if random and report is None:
         raise ConfigError(
             "the backbone has frozen layers (frozen norm or FREEZE_AT > 0), which would stay random: MODEL.WEIGHTS is "
             f"empty. {_WAYS}"
         )
     if random:
-        raise ConfigError(f"{weights}: frozen layers would stay random: {', '.join(list(random)[:3])}, ... {_WAYS}")
+        raise ConfigError(f"{weights}: frozen layers would stay random: {', '.join(random[:3])}, ... {_WAYS}")
 
 
 def detector_with_weights(cfg: CfgNode, content: Any = None) -> tuple[nn.Module, tuple[str, ...]]:
@@ -73,6 +74,15 @@ def detector_with_weights(cfg: CfgNode, content: Any = None) -> tuple[nn.Module,
     return detector.eval(), class_names
 
 
+def frozen_names(detector: nn.Module) -> set[str]:
+    """Return the names of what training does not change, though it should hold trained values."""
+    names = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
+    for path, module in detector.named_modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            names |= {f"{path}.{name}" for name, _ in module.named_buffers()}
+    return names
+
+
 def placed(detector: nn.Module, device: torch.device) -> nn.Module:
     """Return the detector on its device, convolutions in channels_last, which CPUs and GPUs compute fastest."""
     return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -90,12 +100,3 @@ def _class_names(cfg: CfgNode, content: Any) -> tuple[str, ...]:
 def _of_the_network(missing: dict[str, str]) -> list[str]:
     """Leave out what only training uses (the criterion's moving average), which other libraries' files lack."""
     return [name for name in missing if not name.startswith("criterion.")]
-
-
-def _frozen_names(detector: nn.Module) -> set[str]:
-    """Return the names of what training does not change, though it should hold trained values."""
-    names = {name for name, parameter in detector.named_parameters() if not parameter.requires_grad}
-    for path, module in detector.named_modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            names |= {f"{path}.{name}" for name, _ in module.named_buffers()}
-    return names

@@ -188,16 +188,17 @@ def _finish(cfg: CfgNode, folder: Path, outcomes: list[Evaluated], subtitle: str
     write_predictions(folder, outcomes)
     if is_main():
         write_text_atomically(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+        next_steps = _next_steps(cfg, folder)
         report = write_pictures_and_report(
             folder,
             cfg=cfg,
             outcomes=outcomes,
             results=results,
             environment=describe_environment(),
-            next_steps=_next_steps(cfg, folder),
+            next_steps=next_steps,
             subtitle=subtitle,
         )
-        for text, command in _next_steps(cfg, folder):
+        for text, command in next_steps:
             logger.info("%s\n    %s", text, command.replace("\n", "\n    "))
         logger.info("results: %s\npictures: %s\nreport: %s", folder / RESULTS, folder / PICTURES, report)
     barrier()

@@ -152,7 +152,6 @@ class ResNet(nn.Module):
         check_counts("ResNet", num_groups=num_groups, width_per_group=width_per_group)
         check_counts("ResNet", stem_channels=stem_channels, res2_channels=res2_channels)
         plan = _Plan(depth, num_groups, width_per_group, res2_channels or _default_channels(depth), stride_in_1x1)
-        self.needs_weights = norm == "FrozenBN" or freeze_at > 0
         self.out_features = tuple(name for name in _STAGES if name in out_features)
         self.out_channels = {name: plan.res2_channels << _STAGES.index(name) for name in self.out_features}
         self.out_strides = {name: 4 << _STAGES.index(name) for name in self.out_features}

@@ -114,21 +114,6 @@ def test_frozen_stages_of_a_trained_norm_hold_frozen_norms():
     assert isinstance(net.res3[0].conv1.norm, nn.BatchNorm2d)
 
 
-@pytest.mark.parametrize(
-    ("norm", "freeze_at", "needs_weights"),
-    [
-        ("FrozenBN", 0, True),
-        ("FrozenBN", 2, True),
-        ("BN", 2, True),
-        ("BN", 0, False),
-        ("GN", 0, False),
-        ("GN", 1, True),
-    ],
-)
-def test_frozen_layers_need_weights(norm, freeze_at, needs_weights):
-    assert narrow(norm=norm, freeze_at=freeze_at).needs_weights is needs_weights
-
-
 def test_a_training_step_reaches_every_parameter_that_trains():
     net = narrow(norm="GN", freeze_at=1)
     sum(x.sum() for x in net(torch.randn(1, 3, 64, 64)).values()).backward()

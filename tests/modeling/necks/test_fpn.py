@@ -12,8 +12,6 @@ from detkit.modeling.necks import FPN
 class Features(nn.Module):
     """A bottom-up network that returns what it is told to, halved from level to level."""
 
-    needs_weights = False
-
     def __init__(self, **strides):
         super().__init__()
         self.out_strides = strides
