@@ -231,8 +231,9 @@ DETECTORS = Registry(
     Evaluation: `detector(batch) -> list[Detections]`, one per image, in pixels of the original picture.
 
     Optional: `class_layers: tuple[str, ...]`, names of the layers whose shape depends on the number of classes, which
-    keep their fresh weights where a weights file has another number; and `assign(batch) -> (anchors_R4, labels_NR,
-    matched_NR)`, an assigner's answer for a batch without running the network.
+    keep their fresh weights where a weights file has another number; `assign(batch) -> (anchors_R4, labels_NR,
+    matched_NR)`, an assigner's answer for a batch without running the network; and `anchors`, a
+    `modeling.anchors.AnchorGrid`, whose fit to the boxes is then checked at the start of a run.
     """,
 )
 

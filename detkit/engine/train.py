@@ -19,6 +19,7 @@ from detkit.checkpoint import FINAL, Checkpointer
 from detkit.config import CfgNode, ConfigError
 from detkit.data import ImageIndex, build_train_loader, build_training_data
 from detkit.distributed import barrier, broadcast_text, is_main
+from detkit.engine.anchor_coverage import anchor_coverage
 from detkit.engine.device import autocast_dtype, keep_large_blocks, select_device
 from detkit.engine.evaluate import Evaluated, TestSets, joined_results, show_results, write_predictions
 from detkit.engine.hooks import Checkpoints, Evaluation, Metrics
@@ -71,6 +72,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         index = build_training_data(cfg)
         _log_data(index, plan)
         trainer = _build_trainer(cfg, plan, index.class_names, device, is_resumed)
+        if is_main() and not is_resumed:
+            _log_anchors(cfg, index, trainer.detector)
         with values_are_the_configs():
             test_sets = TestSets(cfg, index.class_names)
             parts = _build_parts(cfg, folder, index, plan)
@@ -269,6 +272,15 @@ def _log_data(index: ImageIndex, plan: Plan) -> None:
     for line in index.summary():
         logger.info("%s", line)
     logger.info("%s", plan.text)
+
+
+def _log_anchors(cfg: CfgNode, index: ImageIndex, detector: torch.nn.Module) -> None:
+    with values_are_the_configs():
+        coverage = anchor_coverage(cfg, index, detector)
+    if coverage is not None:
+        logger.info("%s", coverage.text())
+        if coverage.advice:
+            logger.warning("%s", coverage.advice)
 
 
 def _frozen(cfg: CfgNode) -> CfgNode:

@@ -80,6 +80,26 @@ class AnchorGrid(nn.Module):
         """Return the sizes of the feature maps of a padded input of height x width: divided by stride, rounded up."""
         return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.strides]
 
+    def best_ious(self, boxes_B4: Tensor, sizes_B2: Tensor) -> Tensor:
+        """Return the largest IoU that any anchor has with each box, [B] in 0..1, float64; B may be 0.
+
+        `sizes_B2` is the padded (height, width) of each box's input. Costs B x shapes, not B x anchors: of the anchors
+        of one shape, the one centred nearest to the box overlaps it most.
+        """
+        boxes_B4, best_B = boxes_B4.double(), boxes_B4.new_zeros(len(boxes_B4), dtype=torch.float64)
+        low_B2, high_B2 = boxes_B4[:, :2], boxes_B4[:, 2:]
+        for cell_A4, stride in zip(self.cell_anchors, self.strides, strict=True):
+            half_A2 = cell_A4[:, 2:].double()
+            last_B2 = torch.ceil(sizes_B2.flip(1) / stride) - 1  # x, y
+            place_B2 = ((low_B2 + high_B2) / 2 / stride - self.offset).round().clamp(min=0)
+            centre_B12 = ((torch.minimum(place_B2, last_B2) + self.offset) * stride)[:, None]
+            sides_BA2 = torch.minimum(high_B2[:, None], centre_B12 + half_A2)
+            sides_BA2 = sides_BA2 - torch.maximum(low_B2[:, None], centre_B12 - half_A2)
+            inter_BA = sides_BA2.clamp(min=0).prod(-1)
+            union_BA = (high_B2 - low_B2).prod(-1)[:, None] + (2 * half_A2).prod(-1) - inter_BA
+            best_B = torch.maximum(best_B, (inter_BA / union_BA).amax(1))
+        return best_B
+
     def _level(self, cell_A4: Tensor, stride: float, height: int, width: int) -> Tensor:
         x_W = (torch.arange(width, dtype=torch.float32, device=cell_A4.device) + self.offset) * stride
         y_H = (torch.arange(height, dtype=torch.float32, device=cell_A4.device) + self.offset) * stride

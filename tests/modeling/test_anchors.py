@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from detkit.modeling.anchors import AnchorGrid, retinanet_shapes
-from detkit.structures.boxes import box_area
+from detkit.structures.boxes import box_area, box_iou
 
 RATIOS = (0.5, 1.0, 2.0)
 
@@ -133,3 +135,29 @@ def test_levels_of_shapes_strides_and_maps_must_agree(retinanet):
         AnchorGrid(shapes=[[(1, 1)], [(1, 1)]], strides=[4])
     with pytest.raises(ValueError, match="1 feature maps for 5 levels"):
         retinanet([(1, 1)])
+
+
+@given(
+    boxes=st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=8),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    offset=st.sampled_from([0.0, 0.5]),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_best_iou_of_a_box_is_that_over_all_anchors(boxes, size, offset):
+    grid = AnchorGrid(
+        shapes=[retinanet_shapes(s, scales_per_octave=3, aspect_ratios=RATIOS) for s in (16, 40)],
+        strides=(8, 16),
+        offset=offset,
+    )
+    height, width = 16 * size[0], 16 * size[1]
+    u = torch.tensor(boxes, dtype=torch.float64)
+    low, sides = u[:, :2], 1e-3 + u[:, 2:]
+    boxes_B4 = torch.cat([low, low + sides], 1) * torch.tensor([width, height, width, height])
+    anchors = torch.cat(grid(grid.sizes_for(height, width))).double()
+    expected = box_iou(boxes_B4, anchors).amax(1)
+    actual = grid.best_ious(boxes_B4, torch.tensor([[height, width]]).expand(len(boxes), 2))
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)  # anchors are float32
+
+
+def test_the_best_ious_of_no_boxes(retinanet):
+    assert retinanet.best_ious(torch.zeros(0, 4), torch.zeros(0, 2, dtype=torch.int64)).shape == (0,)
