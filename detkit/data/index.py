@@ -83,6 +83,11 @@ class ImageIndex:
         """Return the classes of picture i's boxes, [g]."""
         return self.classes[self.rows_of(i)]
 
+    def objects_of(self, i: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the boxes [g, 4], classes [g] and crowd flags [g] of picture i."""
+        rows = self.rows_of(i)
+        return self.boxes[rows], self.classes[rows].astype(np.int64), self.is_crowd[rows]
+
     def box_counts(self) -> NDArray[np.int64]:
         """Return the number of boxes of every picture, [I]."""
         return np.diff(self.box_offsets)

@@ -16,7 +16,7 @@ from detkit.data import ImageIndex, build_test_data, build_test_loader
 from detkit.distributed import broadcast_buffers, is_main
 from detkit.engine.device import autocast
 from detkit.engine.run_folder import PREDICTIONS
-from detkit.evaluation import results_table
+from detkit.evaluation import picture_errors, results_table
 from detkit.files import write_text_atomically
 from detkit.log import get_logger
 from detkit.registry import EVALUATORS
@@ -25,12 +25,23 @@ from detkit.structures import Detections
 
 @dataclass
 class Evaluated:
-    """One data set's outcome: results by task, and the detections of the first pictures by row, for drawing."""
+    """One data set's outcome.
+
+    Attributes:
+        name: as in DATASETS.TEST.
+        index: its pictures.
+        results: by task.
+        first: the detections of the first pictures, by row, for drawing.
+        worst: the detections of the pictures with the lowest F1 among those that this process saw, by row, the worst
+            first; none without an error.
+        evaluators: those of TEST.EVALUATORS, for what else they offer.
+    """
 
     name: str
     index: ImageIndex
     results: dict[str, Any]
     first: dict[int, Detections] = field(default_factory=dict)
+    worst: dict[int, Detections] = field(default_factory=dict)
     evaluators: list[Any] = field(default_factory=list)
 
 
@@ -67,6 +78,7 @@ class TestSets:
         index = self.indices[name]
         evaluators = self._build_evaluators(name)
         outcome = Evaluated(name, index, {}, evaluators=evaluators)
+        worst = _Worst(index, self._cfg.VIS.NUM_IMAGES, self._cfg.VIS.SCORE_THRESHOLD)
         get_logger(__name__).info("evaluating on %s: %d pictures", name, len(index))
         for rows, batch in self._loaders[name]:
             with autocast(device, dtype):
@@ -74,8 +86,10 @@ class TestSets:
             for evaluator in evaluators:
                 evaluator.process(detections, list(rows))
             for row, found in zip(rows, detections, strict=True):
+                worst.look_at(int(row), found)
                 if int(row) < self._cfg.VIS.NUM_IMAGES:
                     outcome.first[int(row)] = found
+        outcome.worst = worst.pictures()
         for evaluator in evaluators:
             outcome.results.update(evaluator.evaluate())
         return outcome
@@ -83,6 +97,27 @@ class TestSets:
     def _build_evaluators(self, name: str) -> list[Any]:
         offered = {"index": self.indices[name], "class_names": self._class_names}
         return EVALUATORS.build_list(self._cfg.TEST.EVALUATORS, **offered)
+
+
+class _Worst:
+    """Keeps the detections of the `most` pictures with the lowest F1 at a score threshold; no more of them."""
+
+    def __init__(self, index: ImageIndex, most: int, score_threshold: float) -> None:
+        self._index, self._most, self._score_threshold = index, most if index.num_boxes else 0, score_threshold
+        self._kept: list[tuple[float, int, Detections]] = []
+
+    def look_at(self, row: int, found: Detections) -> None:
+        """Keep a picture if it is among the worst so far."""
+        if not self._most:
+            return
+        boxes, classes, ignored = (torch.from_numpy(a.copy()) for a in self._index.objects_of(row))
+        f1 = picture_errors(found.above(self._score_threshold), boxes, classes, ignored).f1
+        if f1 < 1:
+            self._kept = sorted([*self._kept, (f1, row, found)], key=lambda kept: kept[:2])[: self._most]
+
+    def pictures(self) -> dict[int, Detections]:
+        """Return the detections by row, the worst first."""
+        return {row: found for _, row, found in self._kept}
 
 
 def joined_results(outcomes: Sequence[Evaluated]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from detkit.config import CfgNode
-from detkit.data import load_image
+from detkit.data import ImageIndex, load_image
 from detkit.engine.evaluate import Evaluated
 from detkit.engine.run_folder import METRICS, PICTURES
 from detkit.engine.trainer import Trainer
 from detkit.files import write_atomically
 from detkit.log import get_logger, read_json_lines
+from detkit.structures import Detections
 from detkit.visualization import (
     batch_picture,
     png_bytes,
@@ -58,10 +59,11 @@ def write_pictures_and_report(
     pictures: list[tuple[str, bytes]] = []
     for number, outcome in enumerate(outcomes, 1):
         ending = "" if number == 1 else f"_{number}"
-        if outcome.first:
-            content = _validation_sheet(cfg, outcome)
-            pictures.append((f"{outcome.name}: ground truth beside predictions", content))
-            _write(folder / PICTURES / f"predictions{ending}.png", content)
+        for name, found, title in _sheets(outcome):
+            if found:
+                content = _validation_sheet(cfg, outcome.index, found)
+                pictures.append((f"{outcome.name}: {title}", content))
+                _write(folder / PICTURES / f"{name}{ending}.png", content)
         for evaluator in outcome.evaluators:
             curves = evaluator.precision_at_50() if hasattr(evaluator, "precision_at_50") else {}
             if curves:
@@ -88,15 +90,24 @@ def write_pictures_and_report(
     )
 
 
-def _validation_sheet(cfg: CfgNode, outcome: Evaluated) -> bytes:
-    index, rows = outcome.index, sorted(outcome.first)
+def _sheets(outcome: Evaluated) -> list[tuple[str, dict[int, Detections], str]]:
+    """Return, for each sheet of validation pictures, its file's stem, the detections by row, and its title."""
+    return [
+        ("predictions", dict(sorted(outcome.first.items())), "ground truth beside predictions, the first pictures"),
+        ("worst", outcome.worst, "ground truth beside predictions, the pictures with the largest share of errors"),
+    ]
+
+
+def _validation_sheet(cfg: CfgNode, index: ImageIndex, found: dict[int, Detections]) -> bytes:
+    objects = [tuple(torch.from_numpy(array.copy()) for array in index.objects_of(row)) for row in found]
     sheet = predictions_picture(
-        [load_image(index.path(row)) for row in rows],
-        [outcome.first[row] for row in rows],
-        [torch.from_numpy(index.boxes_of(row).copy()) for row in rows],
-        [torch.from_numpy(index.classes_of(row).astype("int64")) for row in rows],
+        [load_image(index.path(row)) for row in found],
+        list(found.values()),
+        [boxes for boxes, _, _ in objects],
+        [classes for _, classes, _ in objects],
+        [ignored for _, _, ignored in objects],
         class_names=index.class_names,
-        titles=[index.file_name(row) for row in rows],
+        titles=[index.file_name(row) for row in found],
         score_threshold=cfg.VIS.SCORE_THRESHOLD,
     )
     return png_bytes(sheet)

@@ -11,6 +11,7 @@ from detkit.structures import Batch, Detections, foreground
 from detkit.visualization.draw import class_color, draw_boxes, fit, grid, with_caption
 
 _PADDING = 110  # any grey that is not picture
+_IGNORED = (190, 190, 190)
 
 
 def batch_picture(
@@ -50,6 +51,7 @@ def predictions_picture(
     detections: Sequence[Detections],
     gt_boxes: Sequence[Tensor],
     gt_classes: Sequence[Tensor],
+    gt_ignored: Sequence[Tensor],
     *,
     class_names: Sequence[str],
     titles: Sequence[str],
@@ -62,16 +64,19 @@ def predictions_picture(
         detections: what a detector found in each, in pixels of the picture.
         gt_boxes: the true boxes of each, [g, 4] xyxy in pixels of the picture.
         gt_classes: their classes, [g].
+        gt_ignored: bool [g], true for crowd regions and difficult objects, drawn thin and grey.
         class_names: names of the classes.
         titles: what to call each picture, as "image 17".
         score_threshold: detections below it are not drawn; the caption names it.
     """
     pairs = []
-    for image, found, boxes, classes, title in zip(images, detections, gt_boxes, gt_classes, titles, strict=True):
-        truth = _with_boxes(image, boxes, classes, [class_names[k] for k in classes])
+    truths = zip(images, gt_boxes, gt_classes, gt_ignored, titles, strict=True)
+    for found, (image, boxes, classes, ignored, title) in zip(detections, truths, strict=True):
+        truth = _with_truth(image, boxes, classes, ignored, class_names)
         right = detections_picture(image, found, class_names=class_names, score_threshold=score_threshold)
         count = len(found.above(score_threshold))
-        left = with_caption(truth, f"{len(classes)} true in {title}")
+        more = f" (and {int(ignored.sum())} not counted)" if ignored.any() else ""
+        left = with_caption(truth, f"{int((~ignored).sum())} true{more} in {title}")
         right = with_caption(right, f"{count} found with score \u2265 {score_threshold:g}")
         pairs.append(grid([left, right], columns=2, gap=3))
     return grid(pairs, columns=1 if len(pairs) <= 2 else 2, gap=10)
@@ -101,6 +106,17 @@ def _padded_picture(batch: Batch, i: int) -> np.ndarray:
     height, width = batch.image_sizes[i].tolist()
     image[height:], image[:, width:] = _PADDING, _PADDING
     return image
+
+
+def _with_truth(
+    image: np.ndarray, boxes: Tensor, classes: Tensor, ignored: Tensor, class_names: Sequence[str]
+) -> np.ndarray:
+    canvas, scale = fit(image, high=640)
+    scaled = boxes * scale
+    gray = [_IGNORED] * int(ignored.sum())
+    canvas = draw_boxes(canvas, scaled[ignored].cpu().numpy(), colors=gray, width=1)
+    texts = [class_names[k] for k in classes[~ignored]]
+    return draw_boxes(canvas, scaled[~ignored].cpu().numpy(), colors=_colors(classes[~ignored]), texts=texts)
 
 
 def _with_boxes(image: np.ndarray, boxes: Tensor, classes: Tensor, texts: Sequence[str]) -> np.ndarray:

@@ -53,6 +53,7 @@ def test_what_a_run_leaves_behind(config, tmp_path):
         "checkpoints/model_00000004.pth",
         "pictures/batch_000.png",
         "pictures/predictions.png",
+        "pictures/worst.png",
         "pictures/curves.png",
     }
     assert "checkpoints/model_00000002.pth" not in names, "two checkpoints are kept"

@@ -113,6 +113,7 @@ def test_predictions_stand_beside_the_truth(ground, captions):
         [_found(), nothing],
         [torch.zeros(0, 4), torch.tensor([[2.0, 2, 20, 20]])],
         [torch.zeros(0, dtype=torch.int64), torch.tensor([2])],
+        [torch.zeros(0, dtype=torch.bool), torch.tensor([False])],
         class_names=NAMES,
         titles=["a.png", "b.png"],
         score_threshold=0.3,
@@ -125,6 +126,18 @@ def test_predictions_stand_beside_the_truth(ground, captions):
     assert not _is(sheet[:, half:], class_color(2)).any()
 
 
+def test_what_is_not_counted_is_drawn_grey_and_said(ground, captions):
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    boxes, classes = torch.tensor([[2.0, 2, 20, 20], [22.0, 22, 28, 28]]), torch.tensor([2, 1])
+    sheet = predictions_picture(
+        [ground(30, 30)], [nothing], [boxes], [classes], [torch.tensor([True, False])], class_names=NAMES, titles=["a"]
+    )
+    assert captions[0] == "1 true (and 1 not counted) in a"
+    assert _is(sheet, class_color(1)).any()
+    assert _is(sheet, pictures._IGNORED).any()
+    assert not _is(sheet, class_color(2)).any()
+
+
 def test_lists_of_different_length_are_refused(ground):
     with pytest.raises(ValueError, match="zip"):
-        predictions_picture([ground(9, 9)], [], [], [], class_names=NAMES, titles=["a"])
+        predictions_picture([ground(9, 9)], [], [], [], [], class_names=NAMES, titles=["a"])
