@@ -12,6 +12,7 @@ from detkit.config.errors import ConfigError
 from detkit.config.values import SafeLoader
 
 BASE_KEY = "_BASE_"
+_MOST_VALUES = 20_000  # aliases of aliases can make a few lines into billions of values
 
 
 @dataclass
@@ -75,6 +76,9 @@ def _parse(text: str, source: str) -> Layer:
         root = yaml.compose(text, Loader=SafeLoader)
         layer = Layer({})
         if root is not None:
+            if _count(root, {}) > _MOST_VALUES:
+                raise ConfigError(f"{source}: has more than {_MOST_VALUES} values, each alias (*name) counted as what "
+                                  "it stands for; write out what is needed, without aliases")  # fmt: skip
             layer.tree = _mapping(root, source, (), layer)
         return layer
     except yaml.YAMLError as error:
@@ -104,6 +108,16 @@ def _mapping(node: yaml.Node, source: str, keys: tuple[str, ...], layer: Layer) 
         else:
             tree[key] = _construct(value_node)
     return tree
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for, aliases written out; RecursionError where one refers to itself."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in node.value]
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _construct(node: yaml.Node) -> Any:

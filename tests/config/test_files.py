@@ -77,8 +77,18 @@ def test_only_yaml_files(cfg, write, tmp_path):
 
 def test_empty_file_and_alias_bomb(cfg, write):
     cfg.merge_from_file(write("# nothing"))
-    with pytest.raises(ConfigError, match=r"SEED must be int, and got \[\[\.\.\.\]\]"):
+    with pytest.raises(ConfigError, match="an alias refers to itself"):
         cfg.merge_from_file(write("SEED: &a [*a]"))
+
+
+def test_aliases_of_aliases_do_not_grow_without_end(cfg, write):
+    lines = ["A0: &a0 {x: 1, y: 2}"]
+    lines += [f"A{i}: &a{i} {{x: *a{i - 1}, y: *a{i - 1}}}" for i in range(1, 40)]
+    with pytest.raises(ConfigError, match="has more than 20000 values"):
+        cfg.merge_from_file(write("\n".join(lines)))
+    items = [f"SEED: [{', '.join(f'&b{i} [*b{i - 1}, *b{i - 1}]' if i else '&b0 [1, 2]' for i in range(40))}]"]
+    with pytest.raises(ConfigError, match="has more than 20000 values"):
+        cfg.merge_from_file(write("\n".join(items)))
 
 
 def test_key_equals_value_splits_at_the_first_equals_sign(cfg):
