@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test lint types pytest docs format clean
+.PHONY: quickstart test lint types pytest fuzz docs format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python tools/train_net.py --config-file configs/quickstart.yaml
@@ -23,6 +23,10 @@ types: $(VENV)/.installed
 
 pytest: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# Damaged annotation files and pictures, a hundred times as many as `make test` tries: about half an hour.
+fuzz: $(VENV)/.installed
+	DETKIT_FUZZ_ROUNDS=100000 $(BIN)/python -m pytest tests/data/test_fuzz.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python tools/write_config_docs.py

@@ -57,6 +57,21 @@ def folder_made_whole(path: Path | str) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def locked(path: Path | str) -> Iterator[None]:
+    """Hold a lock by the name of a file, which is made and stays; wait while another process holds it.
+
+    The lock is the kernel's (flock), so a process that dies leaves none. A system without flock goes on without a
+    lock. Raises OSError where the file cannot be made or locked.
+    """
+    with open(path, "w") as file:
+        with contextlib.suppress(ImportError):  # Windows
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def new_numbered_folder(parent: Path | str) -> Path:
     """Make and return `parent/n`, n one above the largest there; never one that exists (exclusive mkdir)."""
     parent = Path(parent)

@@ -358,5 +358,6 @@ def open_dataset(name: str) -> Any:
     try:
         dataset = DATASETS.get(entry)
     except UnknownComponentError as error:
-        raise UnknownComponentError(f"{error} Files are named in place: coco:ANNOTATIONS.json:IMAGES.") from None
+        raise UnknownComponentError(f"{error} Files are named in place: coco:ANNOTATIONS.json:IMAGES, voc:ROOT:SPLIT, "
+                                    "yolo:data.yaml:SPLIT, csv:ANNOTATIONS.csv:IMAGES.") from None  # fmt: skip
     return dataset(spec)

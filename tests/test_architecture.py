@@ -181,8 +181,8 @@ def test_every_config_builds_its_detector_without_data(path, monkeypatch, tmp_pa
         import_projects(projects)
     cfg = get_cfg()
     cfg.merge_from_file(path)
-    knows_classes = all(not name.startswith(("coco:", "voc:", "yolo:")) for name in cfg.DATASETS.TRAIN)
-    detector = build_detector(cfg, num_classes=None if knows_classes else 3)
+    knows_classes = all(not name.startswith(("coco:", "voc:", "yolo:", "csv:")) for name in cfg.DATASETS.TRAIN)
+    detector = build_detector(cfg, num_classes=None if knows_classes and cfg.DATASETS.TRAIN else 3)
     assert sum(p.numel() for p in detector.parameters()) > 0
     head = path.read_text().splitlines()[0]
     assert head.startswith("# python tools/train_net.py --config-file") or path.name.startswith("Base-"), (
@@ -205,7 +205,7 @@ def offered_to(socket):
     }.get(socket, {})
 
 
-SPECS = {"coco": "a.json:b", "shapes": "train,images=3"}
+SPECS = {"coco": "a.json:b", "csv": "a.csv:b", "shapes": "train,images=3", "voc": "root:train", "yolo": "a.yaml:train"}
 COMPONENTS = [
     (socket, name)
     for socket in vars(registry).values()

@@ -7,6 +7,7 @@ import pytest
 from detkit.files import (
     datasets_folder,
     folder_made_whole,
+    locked,
     new_numbered_folder,
     write_atomically,
     write_text_atomically,
@@ -59,3 +60,25 @@ def test_where_data_sets_are(monkeypatch):
     assert str(datasets_folder()) == "/data"
     monkeypatch.delenv("DETKIT_DATASETS")
     assert str(datasets_folder()) == "."
+
+
+def _add_one(path, times):
+    for _ in range(times):
+        with locked(path.with_suffix(".lock")):
+            path.write_text(str(int(path.read_text()) + 1))
+
+
+def test_a_lock_keeps_processes_apart(tmp_path):
+    path = tmp_path / "count"
+    path.write_text("0")
+    processes = [multiprocessing.Process(target=_add_one, args=(path, 100)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert path.read_text() == "300"
+
+
+def test_a_lock_without_a_folder_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError), locked(tmp_path / "none" / "lock"):
+        pass

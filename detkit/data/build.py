@@ -26,8 +26,8 @@ def build_transforms(node: Mapping[str, Any]) -> list[Transform]:
 
 
 def build_training_data(cfg: Any) -> ImageIndex:
-    """Return the pictures of DATASETS.TRAIN as one index, without crowd regions, and without empty pictures where
-    DATASETS.FILTER_EMPTY. No picture, or no box at all, is an error.
+    """Return the pictures of DATASETS.TRAIN as one index for training (`ImageIndex.for_training`), without empty ones
+    where DATASETS.FILTER_EMPTY. No picture, or no box at all, is an error.
     """
     _require_names(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     index = concatenated([open_dataset(name).load() for name in cfg.DATASETS.TRAIN])

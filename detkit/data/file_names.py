@@ -12,6 +12,10 @@ from detkit.data.errors import DataError
 # Empty; absolute on any system; a step up; a NUL byte.
 _UNSAFE = re.compile(r"^$|^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)|\x00")
 
+SLASHES = "file names with backslashes, read as slashes"
+CASE = "file names that differ from the annotations in the case of the extension"
+_PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
 
 def check_names(names: Sequence[object], source: str) -> None:
     """Raise DataError at the first name that is no text or leads out of the image folder.
@@ -24,25 +28,75 @@ def check_names(names: Sequence[object], source: str) -> None:
                             "relative, without '..'; correct it in the annotations.")  # fmt: skip
 
 
-def check_files(root: str, names: Sequence[str], source: str) -> None:
-    """Raise DataError where a picture is missing, with the first names, how many there are, and what to set.
+def resolved_files(root: str, names: Sequence[str], source: str) -> tuple[list[str], dict[str, int]]:
+    """Return the names of the files that are there for the names of the annotations, and what was repaired, counted.
 
-    A missing picture is never skipped: training on, or evaluating, less than the annotations say would go unseen.
-    Every folder is listed once, which is cheaper than asking for each file.
+    The exact name comes first. Without it, backslashes are taken for slashes, and one file (not several) whose
+    extension differs only in its case (`.JPG` for `.jpg`) is taken. Any other missing picture is never skipped, as
+    training on, or evaluating, less than the annotations say would go unseen: DataError with the first names, how many
+    there are, and what to set. Every folder is listed once, which is cheaper than asking for each file.
     """
     if not os.path.isdir(root):
         raise DataError(f"{source}: the image folder {root} does not exist. Relative paths start from "
                         "$DETKIT_DATASETS, else from the working folder.")  # fmt: skip
-    listings: dict[str, set[str]] = {}
-    missing = []
+    folders = _Folders(root)
+    found, missing, fixed = [], [], dict.fromkeys((SLASHES, CASE), 0)
     for name in names:
-        folder, _, base = name.rpartition("/")
-        if folder not in listings:
-            listings[folder] = _listing(os.path.join(root, folder))
-        if base not in listings[folder]:
+        place = name if folders.hold(name) else name.replace("\\", "/")
+        there = place if folders.hold(place) else folders.of_other_case(place)
+        if there is None:
             missing.append(name)
+            continue
+        fixed[SLASHES] += place != name
+        fixed[CASE] += there != place
+        found.append(there)
     if missing:
         raise DataError(_missing_text(root, missing, len(names), source))
+    return found, fixed
+
+
+def is_picture(name: str) -> bool:
+    """Return whether a file is a picture by its extension, of any case. Hidden files (`._a.jpg`) are none."""
+    return not name.startswith(".") and name.lower().endswith(_PICTURES)
+
+
+def unlisted_pictures(root: str, names: Sequence[str]) -> int:
+    """Return how many pictures lie in a folder itself (not in folders inside) that `names` does not hold."""
+    pictures = {name for name in _listing(root) if is_picture(name)}
+    return len(pictures - set(names))
+
+
+class _Folders:
+    """The files below a root; a folder is listed when it is first asked for."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._files: dict[str, set[str]] = {}
+        self._by_case: dict[str, dict[tuple[str, str], list[str]]] = {}
+
+    def hold(self, name: str) -> bool:
+        folder, _, base = name.rpartition("/")
+        return base in self._listed(folder)
+
+    def of_other_case(self, name: str) -> str | None:
+        """Return the one file whose name differs only by the case of its extension; None for none or several."""
+        folder, slash, base = name.rpartition("/")
+        if folder not in self._by_case:
+            self._by_case[folder] = {}
+            for file in self._listed(folder):
+                self._by_case[folder].setdefault(_without_case(file), []).append(file)
+        files = self._by_case[folder].get(_without_case(base), [])
+        return f"{folder}{slash}{files[0]}" if len(files) == 1 else None
+
+    def _listed(self, folder: str) -> set[str]:
+        if folder not in self._files:
+            self._files[folder] = _listing(os.path.join(self._root, folder))
+        return self._files[folder]
+
+
+def _without_case(name: str) -> tuple[str, str]:
+    stem, ending = posixpath.splitext(name)
+    return stem, ending.lower()
 
 
 def _missing_text(root: str, missing: list[str], total: int, source: str) -> str:
@@ -53,7 +107,7 @@ def _missing_text(root: str, missing: list[str], total: int, source: str) -> str
             "Add the files, or take these pictures out of the annotations."
         )
     held = sorted(_listing(root))
-    base = posixpath.basename(missing[0])
+    base = posixpath.basename(missing[0].replace("\\", "/"))
     holds = f"holds '{base}'" if base in held else "holds " + (", ".join(map(repr, held[:3])) or "nothing")
     return (
         f"{source}: none of its {total} pictures is in {root}, which {holds}; the annotations ask for {first}. "

@@ -33,7 +33,8 @@ class ImageIndex:
         box_offsets: int64 [I + 1].
         boxes: float32 [B, 4], xyxy in pixels of the picture, inside it, each with an area.
         classes: int32 [B] in 0..K-1.
-        is_crowd: bool [B], true for a region of many objects, which only evaluation uses.
+        is_crowd: bool [B], true for a region of many objects (COCO's crowd) and for an object marked as difficult
+            (VOC), which only evaluation uses: detections there count neither for nor against.
         areas: float32 [B], what evaluation calls the size of an object: COCO's `area`, else the box's.
         annotation_ids: int64 [B], as in the file.
         report: what was kept, dropped and repaired.
@@ -125,9 +126,25 @@ class ImageIndex:
             report=kept.report.without_images(reason, int(drop.sum())),
         )
 
+    def repeated_boxes(self) -> NDArray[np.bool_]:
+        """Return bool [B], true for all but the first of the boxes of a picture that agree in everything but area
+        and id.
+        """
+        pictures = np.repeat(np.arange(len(self)), self.box_counts())
+        left = self.boxes[:, 0] + np.float32(0)  # no -0.0, whose bits are not those of 0.0
+        rows = _rows_with_equals(pictures.astype(np.uint64) << np.uint64(32) | left.view(np.uint32))
+        values = np.column_stack([pictures[rows], self.classes[rows], self.is_crowd[rows], self.boxes[rows]])
+        _, first = np.unique(values, axis=0, return_index=True)
+        repeated = np.zeros(self.num_boxes, dtype=np.bool_)
+        repeated[np.delete(rows, first)] = True
+        return repeated
+
     def for_training(self, *, filter_empty: bool) -> ImageIndex:
-        """Return the index without crowd regions and, where `filter_empty`, without the pictures left without a box."""
-        index = self.without_boxes(self.is_crowd, "crowd regions, not for training")
+        """Return the index without crowd regions, difficult objects and repeats of a box and, where `filter_empty`,
+        without the pictures left without a box.
+        """
+        index = self.without_boxes(self.is_crowd, "crowd regions and difficult objects, not for training")
+        index = index.without_boxes(index.repeated_boxes(), "repeats of the same box, not for training")
         return index.without_images(index.box_counts() == 0, "without a box") if filter_empty else index
 
     def with_classes(self, class_names: Sequence[str]) -> ImageIndex:
@@ -167,7 +184,7 @@ class ImageIndex:
         lines = self.report.lines()
         if self.num_boxes:
             empty, crowd = int((self.box_counts() == 0).sum()), int(self.is_crowd.sum())
-            lines.append(f"  pictures without a box: {empty}; crowd regions: {crowd}")
+            lines.append(f"  pictures without a box: {empty}; crowd regions and difficult objects: {crowd}")
             lines.append(f"  boxes per class: {_some(named, quote='')}")
             lines += [f"  classes without a box: {_some(lacking)}"] if lacking else []
         else:
@@ -227,6 +244,13 @@ def _moved(index: ImageIndex, root: str) -> ImageIndex:
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _rows_with_equals(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return where the values lie that occur more than once, in order. One sort: 860k boxes take 0.03 s."""
+    order = np.argsort(keys)
+    same = keys[order][1:] == keys[order][:-1]
+    return np.sort(order[np.r_[same, False] | np.r_[False, same]]) if len(keys) else order
 
 
 def _category_ids(index: ImageIndex, names: tuple[str, ...]) -> tuple[int, ...]:

@@ -17,24 +17,25 @@ from detkit.data.image_io import load_image
 from detkit.data.index import ImageIndex
 from detkit.data.sampling import BatchPlan, augmentation_rng, fixed_rng, image_seed, slots_of_rank
 from detkit.data.transforms import Sample, Transform, apply_transforms
+from detkit.data.workers import items_of
 from detkit.structures import Batch
 
 _MOST_WORKERS = 8
 
 
 def read_sample(index: ImageIndex, i: int) -> Sample:
-    """Return picture i and its boxes as in the file, crowd regions left out.
+    """Return picture i and its boxes as in the file, without crowd regions and difficult objects.
 
-    Raises DataError naming the file where it cannot be read, or is not of the size that the annotations say: boxes
-    made for another size, or before an EXIF rotation, would be wrong.
+    Raises DataError naming the file where it cannot be read, or no longer has the size that it had when the data set
+    was read: its boxes would be wrong.
     """
     image = load_image(index.path(i))
     said = int(index.sizes_hw[i, 0]), int(index.sizes_hw[i, 1])
     if image.shape[:2] != said:
-        turned = " (rotated by its EXIF orientation?)" if image.shape[:2] == said[::-1] else ""
-        raise DataError(f"the picture {index.path(i)} is {image.shape[1]} x {image.shape[0]} pixels{turned}, but the "
-                        f"annotations say {said[1]} x {said[0]}, so its boxes may be wrong. Correct the size in the "
-                        "annotations, or use the picture that they were made for.")  # fmt: skip
+        raise DataError(f"the picture {index.path(i)} is {image.shape[1]} x {image.shape[0]} pixels, but it was "
+                        f"{said[1]} x {said[0]} when the data set was read, so its boxes may be wrong. Put the former "
+                        "picture back; or correct the annotations, whose new date has all pictures looked at "
+                        "again.")  # fmt: skip
     rows = index.rows_of(i)
     objects = ~index.is_crowd[rows]
     return Sample(image, index.boxes[rows][objects], index.classes[rows][objects].astype(np.int64), said)
@@ -98,8 +99,8 @@ class TestBatches(Dataset):
 class Loader:
     """Items of a data set in a given order, made ahead by worker processes; the items do not depend on their number.
 
-    A DataError in a worker is raised here, with its own message. The torch random state is not touched. Each `iter`
-    starts anew.
+    A DataError in a worker is raised here, with its own message; a worker that is killed is a RuntimeError that names
+    the ways out. The torch random state is not touched. Each `iter` starts anew.
     """
 
     def __init__(self, dataset: Dataset, order: range, *, num_workers: int, pin_memory: bool = False) -> None:
@@ -122,7 +123,7 @@ class Loader:
             generator=torch.Generator(),  # else torch would draw a seed from the global state
             multiprocessing_context="fork" if fork else None,
         )
-        for item in loader:
+        for item in items_of(loader):
             if isinstance(item, DataError):
                 raise item
             yield item

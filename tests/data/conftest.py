@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +33,27 @@ def write_picture() -> Callable[..., Path]:
         pixels = np.random.default_rng(value).integers(0, 255, (*size, 3), dtype=np.uint8)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_png() -> Callable[..., Path]:
+    """`write_png(path, depth=16, kind=2, rows=[bytes, ...], behind=[(b"eXIf", bytes)])`: chunks that Pillow does not
+    write; two pixels wide, `kind` is PNG's colour type, `behind` comes after the pixels.
+    """
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    def write(
+        path: Path, *, depth: int, kind: int, rows: Sequence[bytes], behind: Sequence[tuple[bytes, bytes]] = ()
+    ) -> Path:
+        head = struct.pack(">IIBBBBB", 2, len(rows), depth, kind, 0, 0, 0)
+        pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+        chunks = [(b"IHDR", head), (b"IDAT", pixels), *behind, (b"IEND", b"")]
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks))
         return path
 
     return write

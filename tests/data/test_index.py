@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,11 +88,39 @@ def test_training_leaves_out_crowds_and_on_request_empty_pictures(counts, filter
     index = make_index(counts)
     trained = index.for_training(filter_empty=filter_empty)
     assert not trained.is_crowd.any()
+    assert "difficult" in "".join(trained.report.boxes_dropped) or not index.is_crowd.any()
     assert trained.num_boxes == int((~index.is_crowd).sum())
     if filter_empty:
         assert (trained.box_counts() > 0).all()
     else:
         assert trained.image_ids.tolist() == index.image_ids.tolist()
+    assert adds_up(trained)
+
+
+boxes_in_pictures = st.lists(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.booleans(), st.sampled_from([0.0, -0.0, 1.5]), st.integers(2, 3)), max_size=6
+    ),
+    max_size=4,
+)  # (class, is_crowd, x0, x1) of few values, so that many repeat
+
+
+@given(boxes_in_pictures)
+def test_repeats_of_a_box_are_found_and_left_out_of_training(pictures):
+    rows = [row for boxes in pictures for row in boxes]
+    columns = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+    index = replace(
+        make_index([len(boxes) for boxes in pictures]),
+        classes=columns[0].astype(np.int32),
+        is_crowd=columns[1].astype(bool),
+        boxes=np.stack([columns[2], np.zeros(len(rows)), columns[3], np.ones(len(rows))], 1).astype(np.float32),
+    )
+    expected = [row in boxes[:place] for boxes in pictures for place, row in enumerate(boxes)]
+    assert index.repeated_boxes().tolist() == expected
+    trained = index.for_training(filter_empty=False)
+    left = {(i, *row) for i, boxes in enumerate(pictures) for row in boxes if not row[1]}
+    assert trained.num_boxes == len(left)
+    assert not trained.repeated_boxes().any()
     assert adds_up(trained)
 
 

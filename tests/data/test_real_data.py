@@ -1,4 +1,4 @@
-"""The public BCCD and DeepPCB sets in COCO's format, where $DETKIT_DATASETS holds them."""
+"""The public BCCD and DeepPCB sets, where $DETKIT_DATASETS holds them."""
 
 import numpy as np
 import pytest
@@ -45,3 +45,31 @@ def test_gray_and_colour_pictures_are_read_at_their_stated_size(row):
         picture = load_image(index.path(int(i)))
         assert picture.shape == (*index.sizes_hw[i], 3)
         assert picture.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("split", "row", "without_area"), [("train", SETS[0], 1), ("val", SETS[1], 1), ("test", SETS[2], 0)]
+)
+def test_bccd_reads_the_same_as_voc_and_as_coco(split, row, without_area):
+    """The COCO file leaves out the two objects whose XML says max == min."""
+    expected = load(*row[:2])
+    if not (datasets_folder() / "bccd/ImageSets").is_dir():
+        pytest.skip("$DETKIT_DATASETS holds no bccd/ImageSets")
+    index = open_dataset(f"voc:bccd:{split}").load()
+    assert index.report.boxes_dropped == ({"without an area": without_area} if without_area else {})
+    assert set(index.class_names) == set(expected.class_names)
+    assert by_name(index) == by_name(expected)
+
+
+def by_name(index):
+    """Return size and boxes with classes of every picture."""
+    return {
+        index.file_name(i): (
+            index.sizes_hw[i].tolist(),
+            sorted(
+                (index.class_names[k], *box)
+                for k, box in zip(index.classes_of(i), index.boxes_of(i).tolist(), strict=True)
+            ),
+        )
+        for i in range(len(index))
+    }

@@ -2,8 +2,9 @@
 
 Policies beyond those of `assemble`: an annotation of an unknown picture is dropped and counted (all of them: an error);
 of an unknown category, an error. A picture listed twice the same is read once; one id for two pictures is an error.
-Categories of one name are one class. Ids may start anywhere and have gaps. A file without `annotations` is for
-predictions only.
+Annotation ids that repeat or are missing are numbered anew, noted. Categories of one name are one class, noted; one id
+for two names is an error. Ids may start anywhere and have gaps. Pictures in the folder that the file does not list are
+not used, noted. A file without `annotations` is for predictions only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from numpy.typing import NDArray
 
 from detkit.data.assemble import Found, assemble
 from detkit.data.errors import DataError
-from detkit.data.file_names import is_encodable
+from detkit.data.file_names import is_encodable, unlisted_pictures
 from detkit.data.index import ImageIndex
+from detkit.data.index_cache import cached_classes, cached_index
 from detkit.data.report import ReadReport
 from detkit.files import datasets_folder
 from detkit.registry import DATASETS
@@ -42,7 +45,8 @@ class CocoDataset:
 
     def classes(self) -> tuple[str, ...]:
         """Return the names of the file's categories, sorted by id; reads no picture."""
-        return read_coco_classes(self.annotations)
+        known = cached_classes(_cache_key(self.annotations, self.images), [self.annotations])
+        return known or read_coco_classes(self.annotations)
 
     def load(self) -> ImageIndex:
         """Return the index of the file."""
@@ -50,7 +54,16 @@ class CocoDataset:
 
 
 def read_coco(annotations: Path, images: Path) -> ImageIndex:
-    """Return the index of a COCO file whose names start from the folder `images`."""
+    """Return the index of a COCO file whose names start from the folder `images`; from the cache where it is known."""
+    key = _cache_key(annotations, images)
+    return cached_index(key, [annotations], lambda: _read_coco(annotations, images))
+
+
+def _cache_key(annotations: Path, images: Path) -> str:
+    return f"coco:{annotations}:{os.path.abspath(images)}"  # the report names the file as it was given
+
+
+def _read_coco(annotations: Path, images: Path) -> ImageIndex:
     data = _read_json(annotations)
     source = str(annotations)
     class_names, class_of, lowest = _categories(data, source)
@@ -74,7 +87,8 @@ def read_coco(annotations: Path, images: Path) -> ImageIndex:
         annotation_ids=annotation_ids,
     )
     category_ids = _result_ids(categories, class_of, lowest)
-    return assemble(found, root=str(images), class_names=class_names, category_ids=category_ids, report=report)
+    index = assemble(found, root=str(images), class_names=class_names, category_ids=category_ids, report=report)
+    return replace(index, report=index.report.with_notes(*_unlisted(index)))
 
 
 def read_coco_classes(annotations: Path) -> tuple[str, ...]:
@@ -153,6 +167,12 @@ def _shared_names(class_names: tuple[str, ...], class_of: dict[int, int]) -> lis
         for name, same in zip(class_names, ids, strict=True)
         if len(same) > 1
     ]
+
+
+def _unlisted(index: ImageIndex) -> list[str]:
+    """Return a note on the pictures of the folder that the file does not list."""
+    count = unlisted_pictures(index.root, [index.file_name(i) for i in range(len(index))])
+    return [f"pictures in {index.root} that the file does not list, not used: {count}"] if count else []
 
 
 def _result_ids(categories: NDArray[np.int64], class_of: dict[int, int], lowest: list[int]) -> tuple[int, ...]:

@@ -1,10 +1,15 @@
-"""COCO's own data sets by name, in the folders that its archives make below `coco/`."""
+"""Public data sets by name, in the folders that their archives make: COCO's below `coco/`, PASCAL VOC's `VOC2007`."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from detkit.data.datasets.coco import read_coco
+from detkit.data.datasets.voc import read_voc
 from detkit.data.errors import DataError
 from detkit.data.index import ImageIndex, concatenated
 from detkit.files import datasets_folder
@@ -52,14 +57,56 @@ class NamedCoco:
         return index
 
 
-def _register(name: str) -> None:
-    def entry(spec: str) -> NamedCoco:
+# In the order of VOC's development kit, which results in its format follow.
+_VOC_NAMES = (
+    "aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,pottedplant,sheep,"
+    "sofa,train,tvmonitor"
+)
+VOC_CLASSES = tuple(_VOC_NAMES.split(","))
+
+# name -> (folder, split)
+_VOC_SETS = {
+    "voc_2007_trainval": ("VOC2007", "trainval"),
+    "voc_2007_test": ("VOC2007", "test"),
+    "voc_2012_trainval": ("VOC2012", "trainval"),
+}
+
+
+@dataclass(frozen=True)
+class NamedVoc:
+    """One of PASCAL VOC's sets: `VOC2007/` or `VOCdevkit/VOC2007/`, as in the archives, below the data sets folder."""
+
+    name: str
+
+    def classes(self) -> tuple[str, ...]:
+        """Return VOC's 20 classes; reads no file."""
+        return VOC_CLASSES
+
+    def load(self) -> ImageIndex:
+        """Return the index of the split; a class beyond the 20 is an error."""
+        return read_voc(self._root(), _VOC_SETS[self.name][1], VOC_CLASSES)
+
+    def _root(self) -> Path:
+        folder = _VOC_SETS[self.name][0]
+        places = (datasets_folder() / folder, datasets_folder() / "VOCdevkit" / folder)
+        root = next((place for place in places if place.is_dir()), None)
+        if root is None:
+            raise DataError(f"'{self.name}' is neither in {places[0]} nor in {places[1]}. Unpack its archive in "
+                            f"$DETKIT_DATASETS (now {os.environ.get('DETKIT_DATASETS') or 'not set'}; without it: the "
+                            "working folder).")  # fmt: skip
+        return root
+
+
+def _register(name: str, kind: Callable[[str], Any]) -> None:
+    def entry(spec: str) -> Any:
         if spec:
             raise DataError(f"the data set '{name}:{spec}': '{name}' takes nothing after its name")
-        return NamedCoco(name)
+        return kind(name)
 
     DATASETS.register(entry, name=name)
 
 
 for _name in _PARTS:
-    _register(_name)
+    _register(_name, NamedCoco)
+for _name in _VOC_SETS:
+    _register(_name, NamedVoc)

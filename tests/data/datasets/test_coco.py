@@ -124,6 +124,23 @@ def test_empty_pictures_are_kept_and_classes_without_a_box_reported(coco_index):
     assert "classes without a box: 'dog'" in summary
 
 
+def test_pictures_that_the_file_does_not_list_are_noted(coco_files, write_picture):
+    path, folder = coco_files()
+    assert not read_coco(path, folder).report.notes
+    write_picture(folder / "3.png", (9, 9))
+    write_picture(folder / "4.JPG", (9, 9))
+    (folder / "readme.txt").touch()
+    index = read_coco(path, folder)
+    assert len(index) == 2
+    assert index.report.notes == (f"pictures in {folder} that the file does not list, not used: 2",)
+
+
+def test_a_picture_of_another_size_than_the_file_says_is_an_error_at_the_start(coco_files):
+    path, folder = coco_files(change=lambda data: data["images"][0].update(width=61))
+    with pytest.raises(DataError, match=r"1 of 2 pictures.*'1\.png' is 60 x 40, the annotations say 61 x 40"):
+        read_coco(path, folder)
+
+
 def test_no_annotations_at_all_is_for_predictions_only(coco_index):
     index = coco_index(change=lambda data: data.pop("annotations"))
     assert len(index) == 2

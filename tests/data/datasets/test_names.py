@@ -1,4 +1,4 @@
-"""COCO's sets by name."""
+"""Public sets by name: COCO's and PASCAL VOC's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from detkit.data import DataError
-from detkit.data.datasets.names import COCO_CLASSES
+from detkit.data.datasets.names import COCO_CLASSES, VOC_CLASSES
 from detkit.registry import open_dataset
 
 # The ids that COCO leaves out of 1..90.
@@ -93,6 +93,70 @@ def test_another_file_of_that_name_is_noticed(coco_folder):
         open_dataset("coco_2017_val").load()
 
 
-def test_nothing_may_follow_the_name():
+@pytest.mark.parametrize("name", ["coco_2017_val:x", "voc_2007_test:x"])
+def test_nothing_may_follow_the_name(name):
     with pytest.raises(DataError, match="nothing after"):
-        open_dataset("coco_2017_val:x")
+        open_dataset(name)
+
+
+@pytest.fixture
+def voc_folder(tmp_path, monkeypatch, write_picture):
+    """`voc_folder(below, split, class)` lays out one picture with one object; returns the root of the set."""
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
+
+    def make(below, split, name="person"):
+        root = tmp_path / below
+        write_picture(root / "JPEGImages" / "2008_000008.jpg", (20, 20))
+        box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+        for path, text in {
+            "Annotations/2008_000008.xml": f"<annotation><object><name>{name}</name>{box}</object></annotation>",
+            f"ImageSets/Main/{split}.txt": "2008_000008\n",
+        }.items():
+            (root / path).parent.mkdir(parents=True)
+            (root / path).write_text(text)
+        return root
+
+    return make
+
+
+VOC_SETS = {
+    "voc_2007_trainval": ("VOC2007", "trainval"),
+    "voc_2007_test": ("VOC2007", "test"),
+    "voc_2012_trainval": ("VOC2012", "trainval"),
+}
+
+
+@pytest.mark.parametrize("above", ["", "VOCdevkit/"])
+@pytest.mark.parametrize("name", VOC_SETS)
+def test_voc_in_its_own_folder_or_that_of_the_archive(voc_folder, name, above):
+    folder, split = VOC_SETS[name]
+    root = voc_folder(f"{above}{folder}", split)
+    index = open_dataset(name).load()
+    assert index.path(0) == str(root / "JPEGImages" / "2008_000008.jpg")
+    assert index.class_names == VOC_CLASSES == open_dataset(name).classes()
+    assert index.class_names[index.classes[0]] == "person"
+    assert index.category_ids == tuple(range(1, 21))
+
+
+def test_voc_has_its_twenty_classes_in_their_order():
+    assert (len(set(VOC_CLASSES)), VOC_CLASSES[0], VOC_CLASSES[14], VOC_CLASSES[-1]) == (
+        20,
+        "aeroplane",
+        "person",
+        "tvmonitor",
+    )
+
+
+@pytest.mark.parametrize("name", VOC_SETS)
+def test_voc_that_is_not_there_names_both_folders(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path))
+    assert open_dataset(name).classes() == VOC_CLASSES
+    folder = VOC_SETS[name][0]
+    with pytest.raises(DataError, match=f"neither in {tmp_path}/{folder} nor in {tmp_path}/VOCdevkit/{folder}"):
+        open_dataset(name).load()
+
+
+def test_an_object_of_no_voc_class_is_an_error(voc_folder):
+    voc_folder("VOC2007", "test", "unicorn")
+    with pytest.raises(DataError, match=r"2008_000008\.xml: object 1 is of the class 'unicorn'.*aeroplane"):
+        open_dataset("voc_2007_test").load()
