@@ -97,20 +97,25 @@ class ResizeShortestEdge:
 
 @TRANSFORMS.register()
 class RandomFlip:
-    """Mirror the picture left to right at random: x becomes W - x.
+    """Mirror the picture at random, left to right (x becomes W - x) and, where that is wanted, top to bottom.
 
     Args:
-        prob: how often, from 0 (never) to 1 (always).
+        prob: how often left to right, from 0 (never) to 1 (always).
+        vertical_prob: how often top to bottom; for pictures without an up and down (from above, of surfaces, of cells).
     """
 
-    def __init__(self, *, prob: float = 0.5) -> None:
-        if not 0 <= prob <= 1:
-            raise ValueError(f"RandomFlip: PROB is {prob}, not between 0 and 1")
-        self.prob = prob
+    def __init__(self, *, prob: float = 0.5, vertical_prob: float = 0.0) -> None:
+        for name, value in (("PROB", prob), ("VERTICAL_PROB", vertical_prob)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"RandomFlip: {name} is {value}, not between 0 and 1")
+        self.prob, self.vertical_prob = prob, vertical_prob
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return the sample, mirrored or not."""
-        return flip(sample) if rng.random() < self.prob else sample
+        sample = flip(sample) if rng.random() < self.prob else sample
+        if self.vertical_prob and rng.random() < self.vertical_prob:
+            return flip_vertically(sample)
+        return sample
 
 
 def resized_size(size: tuple[int, int], shorter: int, max_size: int) -> tuple[int, int]:
@@ -139,3 +144,10 @@ def flip(sample: Sample) -> Sample:
     x0, y0, x1, y1 = sample.boxes.T
     width = np.float32(sample.size[1])
     return replace(sample, image=sample.image[:, ::-1], boxes=np.stack([width - x1, y0, width - x0, y1], 1))
+
+
+def flip_vertically(sample: Sample) -> Sample:
+    """Return the sample mirrored top to bottom."""
+    x0, y0, x1, y1 = sample.boxes.T
+    height = np.float32(sample.size[0])
+    return replace(sample, image=sample.image[::-1], boxes=np.stack([x0, height - y1, x1, height - y0], 1))

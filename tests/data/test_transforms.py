@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detkit.data import Sample, apply_transforms
-from detkit.data.transforms import RandomFlip, ResizeShortestEdge, flip, resize, resized_size
+from detkit.data.transforms import RandomFlip, ResizeShortestEdge, flip, flip_vertically, resize, resized_size
 from detkit.registry import TRANSFORMS, options_of
 
 
@@ -39,15 +39,17 @@ def bright_box(image) -> list[float]:
     return [xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]
 
 
-@given(rectangles())
-def test_flipping_keeps_the_box_on_its_rectangle(sample):
+@pytest.mark.parametrize("flip", [flip, flip_vertically])
+@given(sample=rectangles())
+def test_flipping_keeps_the_box_on_its_rectangle(flip, sample):
     flipped = flip(sample)
     assert flipped.boxes[0].tolist() == bright_box(flipped.image)
     assert flipped.classes.tolist() == [2]
 
 
-@given(rectangles())
-def test_flipping_twice_changes_nothing(sample):
+@pytest.mark.parametrize("flip", [flip, flip_vertically])
+@given(sample=rectangles())
+def test_flipping_twice_changes_nothing(flip, sample):
     twice = flip(flip(sample))
     np.testing.assert_array_equal(twice.image, sample.image)
     np.testing.assert_array_equal(twice.boxes, sample.boxes)
@@ -132,6 +134,22 @@ def test_flip_half_of_the_time():
     assert 880 < flipped < 1120  # five standard deviations
 
 
+def test_vertical_flips_are_drawn_apart_from_the_others():
+    sample, transform, generator = rectangle(24, 24, (0, 0, 9, 9)), RandomFlip(vertical_prob=0.5), rng()
+    corners = [tuple(transform(sample, generator).boxes[0, :2] > 0) for _ in range(2000)]
+    for corner in ((False, False), (True, False), (False, True), (True, True)):
+        assert 400 < corners.count(corner) < 600  # five standard deviations
+
+
+def test_a_run_without_vertical_flips_draws_no_number_for_them():
+    first, second = rng(), rng()
+    sample = rectangle(24, 24, (0, 0, 9, 9))
+    for _ in range(5):
+        RandomFlip()(sample, first)
+        second.random()
+    assert first.random() == second.random()
+
+
 @settings(max_examples=30)
 @given(rectangles(), st.integers(0, 2**32))
 def test_transforms_are_a_function_of_the_sample_and_the_generator(sample, seed):
@@ -179,8 +197,10 @@ def test_resize_options_are_checked(options, words):
 
 @pytest.mark.parametrize("prob", [-0.1, 1.1])
 def test_flip_options_are_checked(prob):
-    with pytest.raises(ValueError, match="PROB"):
+    with pytest.raises(ValueError, match=" PROB"):
         RandomFlip(prob=prob)
+    with pytest.raises(ValueError, match="VERTICAL_PROB"):
+        RandomFlip(vertical_prob=prob)
 
 
 @pytest.mark.parametrize("name", ["ResizeShortestEdge", "RandomFlip"])
