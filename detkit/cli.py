@@ -16,13 +16,13 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*(=|$)")  # SEED, MODEL.WEIGHTS or SEE
 def train_net(argv: Sequence[str] | None = None) -> int:
     """Train, resume or evaluate a detector from a config file; returns the exit status.
 
-    An error that is the user's to mend (config, data, weights) is one message on standard error and status 2; one of
-    the program is a traceback.
+    An error that is the user's to mend (config, data, weights, memory) is one message on standard error and status 2;
+    one of the program is a traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse_arguments(argv)
     from detkit.checkpoint import CheckpointError
-    from detkit.data import DataError
+    from detkit.data import DataError, WorkerKilledError
     from detkit.engine import NonFiniteLossError, evaluate_only, train
     from detkit.engine.launch import become_torchrun, is_under_torchrun, process_group
 
@@ -36,7 +36,14 @@ def train_net(argv: Sequence[str] | None = None) -> int:
             else:
                 train(cfg, resume=args.resume)
         return 0
-    except (ConfigError, UnknownComponentError, DataError, CheckpointError, NonFiniteLossError) as error:
+    except (
+        ConfigError,
+        UnknownComponentError,
+        DataError,
+        WorkerKilledError,
+        CheckpointError,
+        NonFiniteLossError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -340,7 +340,8 @@ LR_SCHEDULES = Registry(
 HOOKS = Registry(
     "HOOKS",
     """`cls(**options)`; any of `before_train(trainer)`, `before_step(trainer)`, `after_step(trainer)`,
-    `after_train(trainer)`, and `state_dict()` / `load_state_dict(state)` where it has a state to resume.
+    `on_data_error(trainer)` (between two steps, before the error goes on), `after_train(trainer)`, and `state_dict()` /
+    `load_state_dict(state)` where it has a state to resume.
     """,
 )
 

@@ -10,7 +10,7 @@ from detkit.data.build import (
     build_training_data,
     build_transforms,
 )
-from detkit.data.errors import DataError
+from detkit.data.errors import DataError, WorkerKilledError
 from detkit.data.image_io import load_image
 from detkit.data.index import ImageIndex, concatenated
 from detkit.data.index_cache import cached_index
@@ -24,6 +24,7 @@ __all__ = [
     "ImageIndex",
     "ReadReport",
     "Sample",
+    "WorkerKilledError",
     "apply_transforms",
     "assemble",
     "batch_from_samples",

@@ -99,8 +99,8 @@ class TestBatches(Dataset):
 class Loader:
     """Items of a data set in a given order, made ahead by worker processes; the items do not depend on their number.
 
-    A DataError in a worker is raised here, with its own message; a worker that is killed is a RuntimeError that names
-    the ways out. The torch random state is not touched. Each `iter` starts anew.
+    A DataError in a worker is raised here, with its own message; a worker that is killed is a WorkerKilledError.
+    The torch random state is not touched. Each `iter` starts anew.
     """
 
     def __init__(self, dataset: Dataset, order: range, *, num_workers: int, pin_memory: bool = False) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from detkit.data.errors import WorkerKilledError
 from detkit.log import get_logger
 
 _PREFETCH = 2  # torch's: batches that each worker makes ahead
@@ -28,7 +29,7 @@ _WAYS_OUT = (
 
 
 def items_of(loader: DataLoader) -> Iterator[Any]:
-    """Yield the items of torch's loader; a worker that was killed is a RuntimeError that names the ways out."""
+    """Yield the items of torch's loader; a worker that was killed is a WorkerKilledError."""
     others = set(multiprocessing.active_children())
     with _child_signals_kept():
         items = iter(loader)
@@ -43,7 +44,7 @@ def items_of(loader: DataLoader) -> Iterator[Any]:
             killed = _killed(workers, wait=0.0 if isinstance(error, RuntimeError) else 1.0)
             if killed is None:
                 raise
-            raise RuntimeError(_killed_text(killed)) from error
+            raise WorkerKilledError(_killed_text(killed)) from error
         if is_first and workers:
             _warn_of_little_memory(item, len(workers))
         is_first = False

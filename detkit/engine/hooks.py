@@ -149,7 +149,10 @@ class Evaluation:
 
 
 class Checkpoints:
-    """Saves the state every `period` iterations and at the last; told to stop, saves and exits with status 143."""
+    """Saves the state every `period` iterations and at the last; told to stop, saves and exits with status 143.
+
+    Saves too where the data end in an error.
+    """
 
     def __init__(
         self, checkpointer: Checkpointer, period: int, metrics: Metrics, stop: StopSignal, extra: dict[str, Any]
@@ -166,6 +169,14 @@ class Checkpoints:
         if stop:
             get_logger(__name__).warning("told to stop: saved at iteration %d; --resume goes on", trainer.iteration)
             raise SystemExit(128 + signal.SIGTERM)
+
+    def on_data_error(self, trainer: Trainer) -> None:
+        """Save, so that nothing is lost; not with several processes, the others of which wait inside a step."""
+        if trainer.iteration and not is_distributed():
+            self.save(trainer)
+            get_logger(__name__).warning(
+                "saved at iteration %d; when the cause is mended, --resume goes on", trainer.iteration
+            )
 
     def _told_to_stop(self, trainer: Trainer) -> bool:
         if not is_distributed():

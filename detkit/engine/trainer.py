@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from detkit.data import DataError, WorkerKilledError
 from detkit.distributed import is_distributed, rank
 from detkit.engine.device import autocast
 from detkit.structures import Batch
@@ -66,13 +67,20 @@ class Trainer:
         batches = iter(loader)
         while self.iteration < self.max_iter:
             started = time.perf_counter()
-            self.batch = next(batches).to(self.device, non_blocking=True)
+            self.batch = self._next(batches).to(self.device, non_blocking=True)
             self.data_seconds = time.perf_counter() - started
             self._call("before_step")
             self.losses = self.step(self.batch)
             self.iteration += 1
             self._call("after_step")
         self._call("after_train")
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        try:
+            return next(batches)
+        except (DataError, WorkerKilledError):  # between two steps, so the state is whole
+            self._call("on_data_error")
+            raise
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward, update; every `loss_*` that the detector returns is summed."""

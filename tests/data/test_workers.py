@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from detkit.data import workers
+from detkit.data import WorkerKilledError, workers
 from detkit.data.loader import Loader
 from detkit.structures import Batch
 
@@ -50,7 +50,7 @@ def test_a_killed_worker_is_an_error_that_names_the_ways_out(number, parts, paus
             seen.append(int(item[0]))
             time.sleep(pause)
 
-    with pytest.raises(RuntimeError, match="a worker process of the data loader") as error:
+    with pytest.raises(WorkerKilledError, match="a worker process of the data loader") as error:
         use()
     assert seen == [0, 1, 2][: len(seen)]  # what it had made last may be lost with it
     for part in parts:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import time
 
@@ -11,9 +12,10 @@ import torch
 from detkit import registry
 from detkit.checkpoint import CheckpointError, load_file
 from detkit.config import ConfigError
-from detkit.data import DataError
+from detkit.data import DataError, build_train_loader
 from detkit.engine import NonFiniteLossError, evaluate_only, import_projects, train
 from detkit.log import read_json_lines
+from detkit.registry import open_dataset
 
 
 def digest(folder):
@@ -113,6 +115,25 @@ def test_told_to_stop_saves_and_exits_143(command, tmp_path):
     assert "told to stop: saved at iteration" in output
     state = load_file(next((folder / "checkpoints").glob("model_0*.pth")))
     assert len(read_json_lines(folder / "metrics.jsonl")) >= state["iteration"]
+
+
+def test_a_broken_picture_ends_the_run_without_loss(config, tmp_path):
+    index = open_dataset("shapes:train,images=12,seed=1,size=96").load()
+    shutil.copytree(index.root, tmp_path / "images")
+    shutil.copy(f"{index.root}/../annotations.json", tmp_path / "a.json")
+    options = (f"DATASETS.TRAIN=coco:{tmp_path / 'a.json'}:{tmp_path / 'images'}", "SOLVER.CHECKPOINT_PERIOD=0")
+    train(config(*options, f"OUTPUT_DIR={tmp_path / 'whole'}"))
+    cfg = config(*options, f"OUTPUT_DIR={tmp_path / 'run'}")
+    plan = build_train_loader(cfg, index, 0, 6, 4).dataset.plan
+    picture = tmp_path / "images" / index.file_name(int(plan.pictures(2)[0]))  # 12 pictures in batches of 4: new to it
+    content = picture.read_bytes()
+    at = content.index(b"IDAT") + 50
+    picture.write_bytes(content[:at] + bytes(16) + content[at + 16 :])
+    with pytest.raises(DataError, match=picture.name):
+        train(cfg)
+    picture.write_bytes(content)
+    train(cfg, resume=True)
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
 
 
 def test_a_damaged_newest_checkpoint_goes_back_to_the_one_before(config, tmp_path):
