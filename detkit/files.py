@@ -58,18 +58,24 @@ def folder_made_whole(path: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path | str) -> Iterator[None]:
-    """Hold a lock by the name of a file, which is made and stays; wait while another process holds it.
+def locked(path: Path | str, on_wait: Callable[[], object] = lambda: None) -> Iterator[bool]:
+    """Hold a lock by the name of a file, which is made and stays; yield whether another process held it before.
 
-    The lock is the kernel's (flock), so a process that dies leaves none. A system without flock goes on without a
-    lock. Raises OSError where the file cannot be made or locked.
+    `on_wait` is called where it does, before waiting. The lock is the kernel's (flock), so a process that dies leaves
+    none. A system without flock goes on without a lock. Raises OSError where the file cannot be made or locked.
     """
     with open(path, "w") as file:
+        has_waited = False
         with contextlib.suppress(ImportError):  # Windows
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                has_waited = True
+                on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield has_waited
 
 
 def new_numbered_folder(parent: Path | str) -> Path:

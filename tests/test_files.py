@@ -79,6 +79,26 @@ def test_a_lock_keeps_processes_apart(tmp_path):
     assert path.read_text() == "300"
 
 
+def test_a_lock_says_whether_another_held_it(tmp_path):
+    waits = []
+    with locked(tmp_path / "lock", on_wait=lambda: waits.append(1)) as has_waited:
+        assert not has_waited
+    assert not waits
+    held, release = multiprocessing.Event(), multiprocessing.Event()
+    process = multiprocessing.Process(target=_hold, args=(tmp_path / "lock", held, release))
+    process.start()
+    held.wait()
+    with locked(tmp_path / "lock", on_wait=release.set) as has_waited:
+        assert has_waited
+    process.join()
+
+
+def _hold(path, held, release):
+    with locked(path):
+        held.set()
+        release.wait()
+
+
 def test_a_lock_without_a_folder_is_an_error_of_the_system(tmp_path):
     with pytest.raises(FileNotFoundError), locked(tmp_path / "none" / "lock"):
         pass

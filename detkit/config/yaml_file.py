@@ -86,6 +86,10 @@ def _parse(text: str, source: str) -> Layer:
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{source}{line}: is not safe YAML: {problem}") from error
+    except ConfigError:
+        raise
+    except ValueError as error:  # of an integer of thousands of digits, a date that is none
+        raise ConfigError(f"{source}: holds a value that cannot be read: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: is nested too deep, or an alias refers to itself") from error
 

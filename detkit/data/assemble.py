@@ -10,7 +10,9 @@ Policies, each counted in the report:
   pictures at once, at the start.
 - A picture of an unusual kind is converted and counted (`scan`, `image_io`); one that cannot be read is an error.
 - A file name that differs by backslashes or by the case of its extension is found and counted; any other missing
-  picture, and a name that leaves the image folder, is an error. One file under several image ids is noted.
+  picture, and a name that leaves the image folder, is an error. One file under several image ids is noted; where ids
+  are only numbers of ours, its entries are joined to one, and the others counted as dropped.
+- Pictures beside those of the annotations, in the same folders, are not used, and noted.
 
 What only a format can judge (ids, unknown classes, pictures that are not listed) is in the module of the format.
 """
@@ -51,6 +53,7 @@ class Found:
         annotation_ids: int64 [B].
         normalised: boxes are shares of the picture's width and height, not pixels; they are multiplied by its size
             before they are judged.
+        is_numbered: ids are numbers by order, which no file gives: entries of one file are joined, numbered anew.
     """
 
     names: list[str]
@@ -63,43 +66,141 @@ class Found:
     areas: NDArray[np.float64]
     annotation_ids: NDArray[np.int64]
     normalised: bool = False
+    is_numbered: bool = False
+
+    @classmethod
+    def numbered(
+        cls,
+        *,
+        names: list[str],
+        sizes_hw: NDArray[np.int64],
+        box_rows: NDArray[np.int64],
+        boxes: NDArray[np.float64],
+        classes: NDArray[np.int64],
+        is_crowd: NDArray[np.bool_] | None = None,
+        normalised: bool = False,
+    ) -> Found:
+        """Return the columns of a format without ids: pictures and boxes get numbers from 1, in their order.
+
+        Every area is that of the box; without `is_crowd`, no box is a crowd region.
+        """
+        count = len(boxes)
+        return cls(
+            names=names,
+            image_ids=np.arange(1, len(names) + 1, dtype=np.int64),
+            sizes_hw=sizes_hw,
+            box_rows=box_rows,
+            boxes=boxes,
+            classes=classes,
+            is_crowd=np.zeros(count, dtype=np.bool_) if is_crowd is None else is_crowd,
+            areas=np.full(count, np.nan),
+            annotation_ids=np.arange(1, count + 1, dtype=np.int64),
+            normalised=normalised,
+            is_numbered=True,
+        )
+
+
+_BOX_COLUMNS = ("box_rows", "boxes", "classes", "is_crowd", "areas", "annotation_ids")
 
 
 def assemble(
     found: Found, *, root: str, class_names: tuple[str, ...], category_ids: tuple[int, ...], report: ReadReport
 ) -> ImageIndex:
     """Return the index of what was found, by the policies above; `report` holds the totals read and earlier drops."""
+    found, report = _located(found, root, report)
+    scan = scan_pictures(root, found.names, report.source)
+    report = _with_sizes(found, scan, root, report)
+    given = _in_pixels(_by_picture(found), scan.sizes_hw)
+    index = _packed(given, scan.sizes_hw, root, class_names, category_ids, report)
+    return _with_repeats_noted(_judged(index, given.boxes))
+
+
+def _located(found: Found, root: str, report: ReadReport) -> tuple[Found, ReadReport]:
+    """Return what was found under the names of the files, and the report with what had to be done to find them."""
     check_names(found.names, report.source)
-    files, report = _files(found.names, root, report)
-    scan = scan_pictures(root, files, report.source)
-    sizes, report = scan.sizes_hw, _with_sizes(found, scan, root, report)
+    files = resolved_files(root, found.names, report.source)
+    for repair, count in files.fixed.items():
+        report = report.with_fixed(repair, count)
+    repeats = len(files.names) - len(set(files.names))
+    found = replace(found, names=files.names)
+    if found.is_numbered and repeats:
+        found, report = _joined(found, report.source), report.without_images("listed twice", repeats)
+        repeats = 0
+    texts = {
+        "pictures listed again under another image id": repeats,
+        "other pictures in the same folders, which this set does not list, not used": files.others,
+    }
+    return found, report.with_notes(*(f"{text}: {count}" for text, count in texts.items() if count))
+
+
+def _joined(found: Found, source: str) -> Found:
+    """Return what was found with one entry for each file, in the order of the first ones, with the boxes of all."""
+    place = {name: i for i, name in enumerate(dict.fromkeys(found.names))}
+    rows = np.array([place[name] for name in found.names], dtype=np.int64)
+    return replace(
+        found,
+        names=list(place),
+        image_ids=np.arange(1, len(place) + 1, dtype=np.int64),
+        sizes_hw=_joined_sizes(found, rows, source),
+        box_rows=rows[found.box_rows],
+    )
+
+
+def _joined_sizes(found: Found, rows: NDArray[np.int64], source: str) -> NDArray[np.int64]:
+    """Return the size that the entries of each file state; `rows` are the files of the entries, [I]."""
+    sizes = np.zeros((rows.max() + 1, 2), dtype=np.int64)
+    is_known = (found.sizes_hw > 0).all(1)
+    sizes[rows[is_known]] = found.sizes_hw[is_known]
+    for i in np.flatnonzero(is_known & (found.sizes_hw != sizes[rows]).any(1))[:1]:
+        raise DataError(f"{source}: '{found.names[i]}' is listed twice, as {_size(found.sizes_hw[i])} and as "
+                        f"{_size(sizes[rows[i]])} pixels; correct one of them")  # fmt: skip
+    return sizes
+
+
+def _by_picture(found: Found) -> Found:
+    """Return the boxes of picture 0 first, then those of picture 1, ...; in their order on a picture."""
     order = np.argsort(found.box_rows, kind="stable")
-    rows, boxes = found.box_rows[order], found.boxes[order]
-    if found.normalised:
-        with np.errstate(over="ignore"):
-            boxes = boxes * sizes[rows][:, [1, 0, 1, 0]]
+    return replace(found, **{name: getattr(found, name)[order] for name in _BOX_COLUMNS})
+
+
+def _in_pixels(found: Found, sizes_hw: NDArray[np.int64]) -> Found:
+    if not found.normalised:
+        return found
+    with np.errstate(over="ignore"):
+        boxes = found.boxes * sizes_hw[found.box_rows][:, [1, 0, 1, 0]]
+    return replace(found, boxes=boxes, normalised=False)
+
+
+def _packed(
+    found: Found,
+    sizes_hw: NDArray[np.int64],
+    root: str,
+    class_names: tuple[str, ...],
+    category_ids: tuple[int, ...],
+    report: ReadReport,
+) -> ImageIndex:
+    """Return the index of boxes in pixels and in the order of pictures: clipped, not judged."""
     with np.errstate(invalid="ignore", over="ignore"):
-        clipped = _clipped(boxes, sizes[rows])
-        areas = _areas(clipped, found.areas[order])
-    names, name_offsets = packed_names(files)
-    counts = np.bincount(rows, minlength=len(sizes))
-    index = ImageIndex(
+        clipped = _clipped(found.boxes, sizes_hw[found.box_rows])
+        areas = _areas(clipped, found.areas)
+    name_bytes, name_offsets = packed_names(found.names)
+    counts = np.bincount(found.box_rows, minlength=len(sizes_hw))
+    return ImageIndex(
         root=os.path.abspath(root),
         class_names=class_names,
         category_ids=category_ids,
-        name_bytes=names,
+        name_bytes=name_bytes,
         name_offsets=name_offsets,
         image_ids=found.image_ids,
-        sizes_hw=sizes.astype(np.int32),
+        sizes_hw=sizes_hw.astype(np.int32),
         box_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=clipped.astype(np.float32),
-        classes=found.classes[order].astype(np.int32),
-        is_crowd=found.is_crowd[order],
+        classes=found.classes.astype(np.int32),
+        is_crowd=found.is_crowd,
         areas=areas.astype(np.float32),
-        annotation_ids=found.annotation_ids[order],
+        annotation_ids=found.annotation_ids,
         report=report,
     )
-    return _with_repeats_noted(_judged(index, boxes))
 
 
 def _judged(index: ImageIndex, given: NDArray[np.float64]) -> ImageIndex:
@@ -133,15 +234,6 @@ def _areas(boxes: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray[np
 def _all(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return whether all of a row is true, [B]."""
     return np.asarray(mask.all(1))
-
-
-def _files(names: list[str], root: str, report: ReadReport) -> tuple[list[str], ReadReport]:
-    """Return the names of the files, and the report with what had to be done to find them."""
-    files, fixed = resolved_files(root, names, report.source)
-    for repair, count in fixed.items():
-        report = report.with_fixed(repair, count)
-    repeats = len(files) - len(set(files))
-    return files, report.with_notes(*([f"pictures listed again under another image id: {repeats}"] if repeats else []))
 
 
 def _with_sizes(found: Found, scan: Scan, root: str, report: ReadReport) -> ReadReport:

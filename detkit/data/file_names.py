@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from detkit.data.errors import DataError
 
@@ -14,7 +15,24 @@ _UNSAFE = re.compile(r"^$|^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)|\x00
 
 SLASHES = "file names with backslashes, read as slashes"
 CASE = "file names that differ from the annotations in the case of the extension"
-_PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+# What people take for a picture; the scan tells of those that Pillow cannot read.
+_PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm",
+             ".mpo", ".jp2", ".avif", ".heic", ".heif")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that are there for the names of the annotations.
+
+    Attributes:
+        names: the file of each name, below the root; two names may have one file.
+        fixed: how many names were repaired, by repair.
+        others: how many more pictures the folders of these files hold.
+    """
+
+    names: list[str]
+    fixed: Mapping[str, int]
+    others: int
 
 
 def check_names(names: Sequence[object], source: str) -> None:
@@ -28,31 +46,31 @@ def check_names(names: Sequence[object], source: str) -> None:
                             "relative, without '..'; correct it in the annotations.")  # fmt: skip
 
 
-def resolved_files(root: str, names: Sequence[str], source: str) -> tuple[list[str], dict[str, int]]:
-    """Return the names of the files that are there for the names of the annotations, and what was repaired, counted.
+def resolved_files(root: str, names: Sequence[str], source: str) -> Files:
+    """Return the files that are there for names that `check_names` lets pass; each file has one spelling.
 
-    The exact name comes first. Without it, backslashes are taken for slashes, and one file (not several) whose
-    extension differs only in its case (`.JPG` for `.jpg`) is taken. Any other missing picture is never skipped, as
-    training on, or evaluating, less than the annotations say would go unseen: DataError with the first names, how many
-    there are, and what to set. Every folder is listed once, which is cheaper than asking for each file.
+    The exact name comes first, but for `./` and `//`. Without it, backslashes are taken for slashes, and one file (not
+    several) whose extension differs only in its case (`.JPG` for `.jpg`) is taken. Any other missing picture is never
+    skipped, as training on, or evaluating, less than the annotations say would go unseen: DataError with the first
+    names, how many there are, and what to set. Every folder is listed once, which is cheaper than asking for each file.
     """
     if not os.path.isdir(root):
-        raise DataError(f"{source}: the image folder {root} does not exist. Relative paths start from "
-                        "$DETKIT_DATASETS, else from the working folder.")  # fmt: skip
+        raise DataError(f"{source}: the image folder {root} does not exist. {relative_paths_hint()}")
     folders = _Folders(root)
     found, missing, fixed = [], [], dict.fromkeys((SLASHES, CASE), 0)
     for name in names:
-        place = name if folders.hold(name) else name.replace("\\", "/")
+        exact = posixpath.normpath(name)
+        place = exact if folders.hold(exact) else posixpath.normpath(name.replace("\\", "/"))
         there = place if folders.hold(place) else folders.of_other_case(place)
         if there is None:
             missing.append(name)
             continue
-        fixed[SLASHES] += place != name
+        fixed[SLASHES] += place != exact
         fixed[CASE] += there != place
         found.append(there)
     if missing:
         raise DataError(_missing_text(root, missing, len(names), source))
-    return found, fixed
+    return Files(found, fixed, folders.others(found))
 
 
 def is_picture(name: str) -> bool:
@@ -60,10 +78,10 @@ def is_picture(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(_PICTURES)
 
 
-def unlisted_pictures(root: str, names: Sequence[str]) -> int:
-    """Return how many pictures lie in a folder itself (not in folders inside) that `names` does not hold."""
-    pictures = {name for name in _listing(root) if is_picture(name)}
-    return len(pictures - set(names))
+def relative_paths_hint() -> str:
+    """Return the sentence for errors that says where relative paths of data sets start from."""
+    folder = os.environ.get("DETKIT_DATASETS") or "not set"
+    return f"Relative paths start from $DETKIT_DATASETS (now {folder}), else from the working folder."
 
 
 class _Folders:
@@ -87,6 +105,14 @@ class _Folders:
                 self._by_case[folder].setdefault(_without_case(file), []).append(file)
         files = self._by_case[folder].get(_without_case(base), [])
         return f"{folder}{slash}{files[0]}" if len(files) == 1 else None
+
+    def others(self, names: Sequence[str]) -> int:
+        """Return how many pictures the folders of `names` hold beside these; folders inside do not count."""
+        used: dict[str, set[str]] = {}
+        for name in names:
+            folder, _, base = name.rpartition("/")
+            used.setdefault(folder, set()).add(base)
+        return sum(sum(map(is_picture, self._listed(folder) - bases)) for folder, bases in used.items())
 
     def _listed(self, folder: str) -> set[str]:
         if folder not in self._files:

@@ -6,7 +6,7 @@ I pictures, B boxes, K classes. The boxes of picture i are rows `box_offsets[i]:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,13 +99,20 @@ class ImageIndex:
 
     def without_boxes(self, drop: NDArray[np.bool_], reason: str) -> ImageIndex:
         """Return the index without the boxes of a mask [B]; all pictures stay. The report counts them by `reason`."""
+        return self._without_boxes(drop, {reason: int(drop.sum())})
+
+    def _without_boxes(self, drop: NDArray[np.bool_], counts: Mapping[str, int]) -> ImageIndex:
+        """Return the index without the boxes of a mask [B], which `counts` gives by reason."""
         if not drop.any():
             return self
         before = np.concatenate([[0], np.cumsum(~drop)])
+        report = self.report
+        for reason, count in counts.items():
+            report = report.without_boxes(reason, count)
         return replace(
             self,
             box_offsets=before[self.box_offsets].astype(np.int64),
-            report=self.report.without_boxes(reason, int(drop.sum())),
+            report=report,
             **{name: getattr(self, name)[~drop] for name in _BOX_COLUMNS},
         )
 
@@ -161,10 +168,11 @@ class ImageIndex:
                             f"{_some(names)} have no name in common. {_near(self.class_names, names)}"
                             "Rename the classes in the annotations, or use the data that the model was trained "
                             "for.")  # fmt: skip
-        index = self
-        for k, name in enumerate(self.class_names):
-            if name not in names:
-                index = index.without_boxes(index.classes == k, f"of class '{name}', which the model does not have")
+        counts = self.class_counts()
+        unknown = {f"of class '{name}', which the model does not have": int(counts[k])
+                   for k, name in enumerate(self.class_names) if name not in names}  # fmt: skip
+        is_unknown = np.array([name not in names for name in self.class_names], dtype=np.bool_)
+        index = self._without_boxes(is_unknown[self.classes], unknown)
         place = np.array([names.index(name) if name in names else -1 for name in self.class_names], dtype=np.int32)
         lacking = [name for name in names if name not in self.class_names]
         notes = [f"classes of the model that these data do not have: {_some(lacking)}"] if lacking else []

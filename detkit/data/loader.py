@@ -18,6 +18,7 @@ from detkit.data.index import ImageIndex
 from detkit.data.sampling import BatchPlan, augmentation_rng, fixed_rng, image_seed, slots_of_rank
 from detkit.data.transforms import Sample, Transform, apply_transforms
 from detkit.data.workers import items_of
+from detkit.files import cache_folder
 from detkit.structures import Batch
 
 _MOST_WORKERS = 8
@@ -34,8 +35,9 @@ def read_sample(index: ImageIndex, i: int) -> Sample:
     if image.shape[:2] != said:
         raise DataError(f"the picture {index.path(i)} is {image.shape[1]} x {image.shape[0]} pixels, but it was "
                         f"{said[1]} x {said[0]} when the data set was read, so its boxes may be wrong. Put the former "
-                        "picture back; or correct the annotations, whose new date has all pictures looked at "
-                        "again.")  # fmt: skip
+                        "picture back; or correct the annotations, whose new date has all pictures looked at again; "
+                        "or, where they are right for the new picture, touch its folder (or delete "
+                        f"{cache_folder() / 'index'}), which has the same effect.")  # fmt: skip
     rows = index.rows_of(i)
     objects = ~index.is_crowd[rows]
     return Sample(image, index.boxes[rows][objects], index.classes[rows][objects].astype(np.int64), said)

@@ -53,7 +53,7 @@ def items_of(loader: DataLoader) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _child_signals_kept() -> Iterator[None]:
-    """Undo torch's handler of SIGCHLD.
+    """Undo torch's handler of SIGCHLD, for all loaders of the process: torch sets it once.
 
     It would raise torch's own error wherever training stands when a worker dies. Without it, the loader finds the dead
     worker when it waits for its next item.
@@ -94,6 +94,7 @@ def _warn_of_little_memory(item: Any, workers: int) -> None:
     """Warn before a worker is killed: batches of the first one's size, made ahead, may not fit into shared memory."""
     if not os.path.isdir(_SHARED_MEMORY):
         return
+    workers *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # every process of the machine has as many
     needed = workers * _PREFETCH * _bytes_of(item)
     if needed > shutil.disk_usage(_SHARED_MEMORY).free:
         get_logger(__name__).warning(

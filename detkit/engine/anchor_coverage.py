@@ -15,10 +15,11 @@ from torch import Tensor
 from detkit.data import ImageIndex, Sample, apply_transforms, batch_from_samples, build_transforms
 from detkit.data.sampling import fixed_rng
 from detkit.modeling.anchors import AnchorGrid
+from detkit.modeling.build import build_anchors
 from detkit.structures.labels import foreground
 
 REACHED = 0.5  # the IoU from which an anchor is foreground in the paper
-_MOST_IMAGES, _MOST_PER_CLASS = 128, 4
+_MOST_IMAGES, _MOST_RARE, _MOST_PER_CLASS = 128, 128, 4
 _FACTORS = tuple(2.0 ** (step / 2) for step in (0, -1, 1, -2, 2, -3, 3, -4, 4, -5, -6))  # small changes first
 _LOW_SHARE, _LOW_CLASS, _MANY_MISSED = 0.7, 0.5, 0.1  # shares of boxes, of a class's boxes, of pictures
 _WORTH, _NEAR_BEST = 0.05, 0.02  # a gain worth a change; a loss against the best that is not
@@ -27,32 +28,48 @@ _FEW = 10  # boxes; a share of fewer says little
 
 @dataclass(frozen=True)
 class SeenBoxes:
-    """The boxes of some pictures as the network sees them in training, B boxes on N pictures.
+    """The boxes of some pictures as the network sees them in training: B boxes on N pictures.
+
+    The first of the pictures lie in even steps over the data set; others follow, for rare classes.
 
     Attributes:
-        samples: the N pictures after the training transforms, black.
+        sizes_N2: int64, padded (height, width) of the network's input.
         boxes_B4: float32, xyxy in pixels of the network's input.
         classes_B: int64.
-        images_B: int64, the picture of each box, an index into `samples`.
+        images_B: int64, the picture of each box.
+        num_even: how many of the pictures lie in even steps.
+        imbalance: background anchors per foreground anchor of these; None where the detector has no `assign`.
     """
 
-    samples: Sequence[Sample]
+    sizes_N2: Tensor
     boxes_B4: Tensor
     classes_B: Tensor
     images_B: Tensor
+    num_even: int
+    imbalance: float | None
 
-    def best_ious(self, anchors: AnchorGrid, divisor: int) -> Tensor:
-        """Return the largest IoU of any anchor with each box, [B], on pictures padded to multiples of `divisor`."""
-        sizes = [[-(-side // divisor) * divisor for side in sample.size] for sample in self.samples]
-        return anchors.best_ious(self.boxes_B4, torch.tensor(sizes)[self.images_B])
+    @property
+    def is_even_B(self) -> Tensor:
+        """Whether a box is on one of the pictures in even steps."""
+        return self.images_B < self.num_even
+
+    def reached_by(self, anchors: AnchorGrid) -> Tensor:
+        """Return whether each box has an anchor of IoU 0.5 or more, [B]."""
+        return anchors.best_ious(self.boxes_B4, self.sizes_N2[self.images_B]).cpu() >= REACHED
+
+    def share(self, hit_B: Tensor) -> float:
+        """Return the share of the boxes on the even pictures that are in a mask; NaN without boxes."""
+        return _mean(hit_B[self.is_even_B])
 
     def images_missed(self, hit_B: Tensor) -> float:
-        """Return the share of the pictures with boxes that have none of a mask."""
-        return 1 - len(self.images_B[hit_B].unique()) / len(self.images_B.unique())
+        """Return the share of the even pictures with boxes that have none of a mask; NaN without such pictures."""
+        images = self.images_B[self.is_even_B]
+        with_hits = self.images_B[self.is_even_B & hit_B]
+        return 1 - len(with_hits.unique()) / len(images.unique()) if len(images) else math.nan
 
     def typical_side(self) -> int:
         """Return the median shorter side of the network's input."""
-        return int(np.median([min(sample.size) for sample in self.samples]))
+        return int(self.sizes_N2.amin(1).median())
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,7 @@ class Coverage:
     Attributes:
         reached: share of the boxes, 0..1, that have an anchor of IoU 0.5 or more.
         per_class: the same per class; NaN for a class without a box among the pictures looked at.
-        images: how many pictures were looked at.
+        images: how many pictures were looked at, but for some more for rare classes.
         images_missed: share of the pictures with boxes, none of which is reached.
         background_per_foreground: anchors, by the detector's own assigner; None where it has no `assign`.
         advice: what to change, as a sentence.
@@ -76,7 +93,7 @@ class Coverage:
     advice: str
 
     def text(self) -> str:
-        """Return one line for a person."""
+        """Return one line for a person; of many classes those that are reached least."""
         ratio = self.background_per_foreground
         named = sorted((share, name) for name, share in self.per_class.items() if not math.isnan(share))
         classes = ", ".join(f"{name} {_percent(share)}" for share, name in named[:8])
@@ -91,34 +108,36 @@ class Coverage:
 def anchor_coverage(cfg: Any, index: ImageIndex, detector: Any) -> Coverage | None:
     """Return how the anchors of `detector` fit the boxes of a training index; None where it has no AnchorGrid.
 
-    Looks at up to 128 pictures in even steps, and at a few more for rare classes; reads none of them.
+    Looks at up to 128 pictures in even steps, and at up to as many for rare classes; reads none of them.
     """
     anchors = getattr(detector, "anchors", None)
     if not isinstance(anchors, AnchorGrid):
         return None
-    even, all_rows = _rows_to_look_at(index)
-    seen = _seen_boxes(cfg, index, all_rows)
-    if not len(seen.boxes_B4):
+    seen = _seen_boxes(cfg, index, detector)
+    hit_B = seen.reached_by(anchors)
+    if not seen.is_even_B.any():
         return None
-    divisor = getattr(getattr(detector, "backbone", None), "size_divisibility", 1)
-    hit_B = seen.best_ious(anchors, divisor) >= REACHED
+    names = index.class_names
     return Coverage(
-        reached=_mean(hit_B),
-        per_class={name: _mean(hit_B[seen.classes_B == k]) for k, name in enumerate(index.class_names)},
-        images=len(seen.samples),
+        reached=seen.share(hit_B),
+        per_class={name: _mean(hit_B[seen.classes_B == k]) for k, name in enumerate(names)},
+        images=seen.num_even,
         images_missed=seen.images_missed(hit_B),
-        background_per_foreground=_imbalance(detector, seen.samples[: len(even)], len(index.class_names)),
-        advice=_advice(cfg.MODEL.ANCHORS.SIZES, index.class_names, seen, hit_B, anchors, divisor),
+        background_per_foreground=seen.imbalance,
+        advice=_advice(cfg.MODEL.ANCHORS, names, seen, hit_B, anchors),
     )
 
 
 def _rows_to_look_at(index: ImageIndex) -> tuple[list[int], list[int]]:
-    """Return rows in even steps over the index, and these followed by some for the rarer classes."""
+    """Return rows in even steps over the index, and some others for the rarest classes."""
     even = _spread(np.arange(len(index)), _MOST_IMAGES)
     image_of_box = np.repeat(np.arange(len(index)), index.box_counts())
-    rare = [_spread(np.unique(image_of_box[index.classes == k]), _MOST_PER_CLASS)
-            for k in range(len(index.class_names))]  # fmt: skip
-    return even, even + sorted({row for rows in rare for row in rows} - set(even))
+    rare: dict[int, None] = {}
+    for k in np.argsort(index.class_counts(), kind="stable"):
+        if len(rare) >= _MOST_RARE:
+            break
+        rare |= dict.fromkeys(_spread(np.unique(image_of_box[index.classes == k]), _MOST_PER_CLASS))
+    return even, [row for row in rare if row not in set(even)][:_MOST_RARE]
 
 
 def _spread(rows: NDArray[np.int64], most: int) -> list[int]:
@@ -127,67 +146,85 @@ def _spread(rows: NDArray[np.int64], most: int) -> list[int]:
     return [int(row) for row in rows[places]]
 
 
-def _seen_boxes(cfg: Any, index: ImageIndex, rows: Sequence[int]) -> SeenBoxes:
+def _seen_boxes(cfg: Any, index: ImageIndex, detector: Any) -> SeenBoxes:
+    """Send black pictures through the training transforms, one at a time: only their sizes and boxes are kept."""
     transforms = build_transforms(cfg.INPUT.TRAIN_TRANSFORMS)
-    samples = []
-    for row in rows:
-        size = int(index.sizes_hw[row, 0]), int(index.sizes_hw[row, 1])
-        black = np.zeros((*size, 3), np.uint8)
-        sample = Sample(black, index.boxes_of(row), index.classes_of(row).astype(np.int64), size)
-        samples.append(apply_transforms(transforms, sample, fixed_rng(row)))
+    even, rare = _rows_to_look_at(index)
+    divisor = getattr(getattr(detector, "backbone", None), "size_divisibility", 1)
+    sizes, boxes, classes, in_front, behind = [], [], [], 0, 0
+    for place, row in enumerate(even + rare):
+        sample = apply_transforms(transforms, _black(index, row), fixed_rng(row))
+        sizes.append([-(-side // divisor) * divisor for side in sample.size])
+        boxes.append(torch.from_numpy(sample.boxes))
+        classes.append(torch.from_numpy(sample.classes))
+        if place < len(even) and hasattr(detector, "assign"):
+            labels_R = _labels(detector, sample)
+            in_front += int(foreground(labels_R, len(index.class_names)).sum())
+            behind += int((labels_R == len(index.class_names)).sum())
     return SeenBoxes(
-        samples=samples,
-        boxes_B4=torch.from_numpy(np.concatenate([sample.boxes for sample in samples])),
-        classes_B=torch.from_numpy(np.concatenate([sample.classes for sample in samples])),
-        images_B=torch.arange(len(samples)).repeat_interleave(torch.tensor([len(s.boxes) for s in samples])),
+        sizes_N2=torch.tensor(sizes),
+        boxes_B4=torch.cat(boxes),
+        classes_B=torch.cat(classes),
+        images_B=torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(part) for part in boxes])),
+        num_even=len(even),
+        imbalance=behind / max(1, in_front) if hasattr(detector, "assign") else None,
     )
 
 
-def _imbalance(detector: Any, samples: Sequence[Sample], num_classes: int) -> float | None:
-    """Return the background anchors per foreground anchor of these pictures, by the detector's own assigner."""
-    if not hasattr(detector, "assign"):
-        return None
-    in_front = behind = 0
-    for sample in samples:
-        _, labels_NR, _ = detector.assign(batch_from_samples([sample]))
-        in_front += int(foreground(labels_NR, num_classes).sum())
-        behind += int((labels_NR == num_classes).sum())
-    return behind / max(1, in_front)
+def _black(index: ImageIndex, row: int) -> Sample:
+    size = int(index.sizes_hw[row, 0]), int(index.sizes_hw[row, 1])
+    boxes, classes, _ = index.objects_of(row)
+    return Sample(np.zeros((*size, 3), np.uint8), boxes, classes, size)
 
 
-def _advice(
-    sizes: Sequence[float], names: Sequence[str], seen: SeenBoxes, hit_B: Tensor, anchors: AnchorGrid, divisor: int
-) -> str:
+def _labels(detector: Any, sample: Sample) -> Tensor:
+    """Return the labels [R] that the detector's assigner gives the anchors of a picture."""
+    batch = batch_from_samples([sample]).to(detector.anchors.cell_anchors[0].device)
+    return detector.assign(batch)[1][0]
+
+
+def _advice(cfg: Any, names: Sequence[str], seen: SeenBoxes, hit_B: Tensor, anchors: AnchorGrid) -> str:
     """Return what is wrong and what would be better, as measured on the same boxes; "" where nothing is."""
     problem = _problem(names, seen, hit_B)
     if not problem:
         return ""
-    shares = {factor: _mean(seen.best_ious(_scaled(anchors, factor), divisor) >= REACHED) for factor in _FACTORS}
+    shares = {factor: seen.share(seen.reached_by(_scaled(anchors, factor))) for factor in _FACTORS}
     factor = next(f for f, share in shares.items() if share >= max(shares.values()) - _NEAR_BEST)
-    if shares[factor] < _mean(hit_B) + _WORTH:
+    if shares[factor] < seen.share(hit_B) + _WORTH:
         return (
-            f"{problem} No other MODEL.ANCHORS.SIZES would reach many more: their shapes lie outside of "
-            "MODEL.ANCHORS.ASPECT_RATIOS, or they are too small for the finest level. Widen the ratios, or enlarge the "
-            "input (INPUT.TRAIN_TRANSFORMS, INPUT.TEST_TRANSFORMS)."
+            f"{problem} Anchors of other sizes would not reach many more: the boxes are longer or wider than "
+            "MODEL.ANCHORS.ASPECT_RATIOS, or too small for the finest level. Widen the ratios, or enlarge the input "
+            "(INPUT.TRAIN_TRANSFORMS, INPUT.TEST_TRANSFORMS)."
         )
-    better = ", ".join(f"{size * factor:.3g}" for size in sizes)
     larger = f", or an input {1 / factor:.1f} times as large" if factor < 1 else ""
-    return f"{problem} Use MODEL.ANCHORS.SIZES [{better}], which reaches {_percent(shares[factor])} %{larger}."
+    return (
+        f"{problem} Use {_sizes_text(cfg, anchors, factor)}, with which {_percent(shares[factor])} % have one{larger}."
+    )
 
 
 def _problem(names: Sequence[str], seen: SeenBoxes, hit_B: Tensor) -> str:
-    missed, at = seen.images_missed(hit_B), f"at {seen.typical_side()} px"
+    missed, where = seen.images_missed(hit_B), f"at {seen.typical_side()} px"
     if missed > _MANY_MISSED:
-        return f"{_percent(missed)} % of the pictures with boxes have no foreground anchor {at}."
-    if _mean(hit_B) < _LOW_SHARE:
-        return f"{_percent(1 - _mean(hit_B))} % of the boxes are out of reach of every anchor {at}."
+        return f"On {_percent(missed)} % of the pictures no box has an anchor of IoU {REACHED} or more {where}."
+    if seen.share(hit_B) < _LOW_SHARE:
+        return f"{_percent(1 - seen.share(hit_B))} % of the boxes have no anchor of IoU {REACHED} or more {where}."
     hits = [(name, hit_B[seen.classes_B == k]) for k, name in enumerate(names)]
     low = [f"'{name}'" for name, hit in hits if len(hit) >= _FEW and _mean(hit) < _LOW_CLASS]
-    return f"Over half of the boxes of {', '.join(low)} are out of reach of every anchor {at}." if low else ""
+    return f"Over half of the boxes of {', '.join(low)} have no anchor of IoU {REACHED} or more {where}." if low else ""
+
+
+def _sizes_text(cfg: Any, anchors: AnchorGrid, factor: float) -> str:
+    """Return what to set; a project's grid may come from other keys than MODEL.ANCHORS."""
+    if len(cfg.SIZES) == len(anchors.strides):
+        usual = build_anchors(cfg, anchors.strides)
+        pairs = zip(usual.cell_anchors, anchors.cell_anchors, strict=True)
+        if all(a.shape == b.shape and torch.equal(a, b.cpu()) for a, b in pairs):
+            return f"MODEL.ANCHORS.SIZES [{', '.join(f'{size * factor:.3g}' for size in cfg.SIZES)}]"
+    return f"anchors {factor:.2f} times as large"
 
 
 def _scaled(anchors: AnchorGrid, factor: float) -> AnchorGrid:
-    """Return the same grid with every anchor larger by a factor."""
+    """Return the same grid, on the CPU, with every anchor larger by a factor."""
     shapes = [[(float(w), float(h)) for w, h in factor * (cell_A4[:, 2:] - cell_A4[:, :2])]
               for cell_A4 in anchors.cell_anchors]  # fmt: skip
     return AnchorGrid(shapes=shapes, strides=anchors.strides, offset=anchors.offset)

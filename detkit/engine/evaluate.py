@@ -104,20 +104,21 @@ class _Worst:
 
     def __init__(self, index: ImageIndex, most: int, score_threshold: float) -> None:
         self._index, self._most, self._score_threshold = index, most if index.num_boxes else 0, score_threshold
-        self._kept: list[tuple[float, int, Detections]] = []
+        self._kept: list[tuple[tuple[float, int, int], Detections]] = []
 
     def look_at(self, row: int, found: Detections) -> None:
         """Keep a picture if it is among the worst so far."""
         if not self._most:
             return
         boxes, classes, ignored = (torch.from_numpy(a.copy()) for a in self._index.objects_of(row))
-        f1 = picture_errors(found.above(self._score_threshold), boxes, classes, ignored).f1
-        if f1 < 1:
-            self._kept = sorted([*self._kept, (f1, row, found)], key=lambda kept: kept[:2])[: self._most]
+        errors = picture_errors(found.above(self._score_threshold), boxes, classes, ignored)
+        if errors.f1 < 1:
+            rank = (errors.f1, -errors.false - errors.missed, row)  # of equally bad ones those with more errors
+            self._kept = sorted([*self._kept, (rank, found)], key=lambda kept: kept[0])[: self._most]
 
     def pictures(self) -> dict[int, Detections]:
         """Return the detections by row, the worst first."""
-        return {row: found for _, row, found in self._kept}
+        return {row: found for (_, _, row), found in self._kept}
 
 
 def joined_results(outcomes: Sequence[Evaluated]) -> dict[str, Any]:

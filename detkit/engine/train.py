@@ -275,8 +275,11 @@ def _log_data(index: ImageIndex, plan: Plan) -> None:
 
 
 def _log_anchors(cfg: CfgNode, index: ImageIndex, detector: torch.nn.Module) -> None:
-    with values_are_the_configs():
+    try:
         coverage = anchor_coverage(cfg, index, detector)
+    except Exception as error:  # advice is no reason to end a run; what is wrong with its config is said right after
+        logger.warning("the fit of the anchors could not be measured: %s: %s", type(error).__name__, error)
+        return
     if coverage is not None:
         logger.info("%s", coverage.text())
         if coverage.advice:

@@ -84,9 +84,11 @@ class AnchorGrid(nn.Module):
         """Return the largest IoU that any anchor has with each box, [B] in 0..1, float64; B may be 0.
 
         `sizes_B2` is the padded (height, width) of each box's input. Costs B x shapes, not B x anchors: of the anchors
-        of one shape, the one centred nearest to the box overlaps it most.
+        of one shape, the one centred nearest to the box overlaps it most. The answer is on the anchors' device.
         """
-        boxes_B4, best_B = boxes_B4.double(), boxes_B4.new_zeros(len(boxes_B4), dtype=torch.float64)
+        device = self.cell_anchors[0].device
+        boxes_B4, sizes_B2 = boxes_B4.to(device).double(), sizes_B2.to(device)
+        best_B = boxes_B4.new_zeros(len(boxes_B4))
         low_B2, high_B2 = boxes_B4[:, :2], boxes_B4[:, 2:]
         for cell_A4, stride in zip(self.cell_anchors, self.strides, strict=True):
             half_A2 = cell_A4[:, 2:].double()

@@ -28,7 +28,7 @@ def build_detector(cfg: Any, num_classes: int | None = None) -> nn.Module:
     return DETECTORS.get(cfg.MODEL.DETECTOR.NAME).from_config(cfg, num_classes)  # type: ignore[attr-defined]
 
 
-def build_anchors(node: Any, strides: tuple[int, ...]) -> AnchorGrid:
+def build_anchors(node: Any, strides: Sequence[float]) -> AnchorGrid:
     """Return RetinaNet's anchors on levels of these strides, from a node like MODEL.ANCHORS."""
     if len(node.SIZES) != len(strides):
         raise ValueError(

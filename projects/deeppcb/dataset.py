@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data import DataError, ImageIndex, ReadReport, assemble, cached_index
-from detkit.data.datasets.plain import numbered
+from detkit.data import DataError, Found, ImageIndex, ReadReport, assemble, cached_index
 from detkit.files import datasets_folder
 from detkit.registry import DATASETS
 
@@ -50,7 +49,7 @@ class DeepPCB:
             boxes += found
             rows += [row] * len(found)
         table = np.array(boxes, dtype=np.float64).reshape(-1, 5)
-        columns = numbered(
+        columns = Found.numbered(
             names=[f"{picture.removesuffix('.jpg')}_test.jpg" for picture, _ in pairs],
             sizes_hw=np.zeros((len(pairs), 2), np.int64),  # measured
             box_rows=np.array(rows, dtype=np.int64),

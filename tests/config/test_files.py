@@ -91,6 +91,12 @@ def test_aliases_of_aliases_do_not_grow_without_end(cfg, write):
         cfg.merge_from_file(write("\n".join(items)))
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "2020-99-99"])
+def test_values_that_python_refuses(cfg, write, value):
+    with pytest.raises(ConfigError, match="holds a value that cannot be read"):
+        cfg.merge_from_file(write(f"SEED: {value}"))
+
+
 def test_key_equals_value_splits_at_the_first_equals_sign(cfg):
     cfg.merge_from_list(["OUTPUT_DIR=a=b", "SEED", "3", "DATASETS.TEST=coco:x y.json:imgs"])
     assert (cfg.OUTPUT_DIR, cfg.SEED, cfg.DATASETS.TEST) == ("a=b", 3, ("coco:x y.json:imgs",))

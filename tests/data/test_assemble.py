@@ -15,6 +15,7 @@ from detkit.data.assemble import Found, assemble
 
 NAN, INF = math.nan, math.inf
 SIZES = [(40, 60), (30, 30), (20, 80)]
+OTHERS = "other pictures in the same folders, which this set does not list, not used: {}"
 
 
 @pytest.fixture
@@ -131,7 +132,49 @@ def test_names_that_differ_a_little_are_found_and_counted(index_of, tmp_path):
 
 def test_one_file_under_two_ids_is_noted(index_of):
     index = index_of(names=["0.png", "1.png", "1.png"], sizes=[SIZES[0], SIZES[1], SIZES[1]])
-    assert index.report.notes == ("pictures listed again under another image id: 1",)
+    assert (len(index), adds_up(index)) == (3, True)
+    assert index.report.notes == ("pictures listed again under another image id: 1", OTHERS.format(1))
+
+
+def numbered(tmp_path, names, sizes, boxes):
+    """Boxes are (entry, [x0, y0, x1, y1])."""
+    found = Found.numbered(
+        names=names,
+        sizes_hw=np.array(sizes, dtype=np.int64),
+        box_rows=np.array([row for row, _ in boxes], dtype=np.int64),
+        boxes=np.array([box for _, box in boxes], dtype=np.float64).reshape(-1, 4),
+        classes=np.zeros(len(boxes), dtype=np.int64),
+    )
+    report = ReadReport("here", images_read=len(names), boxes_read=len(boxes))
+    return assemble(found, root=str(tmp_path), class_names=("a",), category_ids=(1,), report=report)
+
+
+def test_without_ids_the_entries_of_one_file_are_joined_with_the_boxes_of_all(tmp_path, write_picture):
+    for name in ("a.png", "d/b.png"):
+        write_picture(tmp_path / name, (40, 60))
+    names = ["a.png", "d/b.png", "d\\b.png", "a.PNG", "d//b.png"]
+    boxes = [(4, [4, 0, 9, 9]), (3, [3, 0, 9, 9]), (2, [2, 0, 9, 9]), (1, [1, 0, 9, 9]), (0, [0, 0, 9, 9])]
+    index = numbered(tmp_path, names, [(0, 0), (0, 0), (40, 60), (0, 0), (40, 60)], boxes)
+    assert [index.file_name(i) for i in range(len(index))] == ["a.png", "d/b.png"]
+    assert index.image_ids.tolist() == [1, 2]
+    assert [index.boxes_of(i)[:, 0].tolist() for i in range(2)] == [[3, 0], [4, 2, 1]]
+    assert index.report.images_dropped == {"listed twice": 3}
+    assert index.report.fixed["pictures of a size the annotations do not say, measured"] == 1
+    assert index.report.notes == ()
+    assert adds_up(index)
+
+
+def test_two_sizes_of_one_file_are_an_error(tmp_path, write_picture):
+    write_picture(tmp_path / "a.png", (40, 60))
+    with pytest.raises(DataError, match=r"here: 'a\.png' is listed twice, as 60 x 40 and as 61 x 40 pixels; correct"):
+        numbered(tmp_path, ["a.png", "./a.png"], [(40, 60), (40, 61)], [])
+
+
+def test_pictures_that_no_annotation_mentions_are_noted(index_of, tmp_path, write_picture):
+    write_picture(tmp_path / "elsewhere" / "4.png", (9, 9))
+    (tmp_path / "list.txt").touch()
+    assert index_of().report.notes == ()
+    assert index_of(names=["1.png"], sizes=[SIZES[1]], ids=[1]).report.notes == (OTHERS.format(2),)
 
 
 def test_repeats_are_kept_for_evaluation_noted_and_left_out_of_training(index_of):

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from detkit.data import DataError
-from detkit.data.file_names import CASE, SLASHES, check_names, is_picture, resolved_files, unlisted_pictures
+from detkit.data.file_names import CASE, SLASHES, check_names, is_picture, relative_paths_hint, resolved_files
 
 
 @pytest.fixture
@@ -33,20 +33,22 @@ def folder(tmp_path):
         ("b/a.jpg", "b\\a.jpg", "b/a.jpg", [SLASHES]),
         ("b/c/a.Png", "b\\c\\a.png", "b/c/a.Png", [SLASHES, CASE]),
         ("b\\a.jpg", "b\\a.jpg", "b\\a.jpg", []),
+        ("b/a.jpg", "./b//a.jpg", "b/a.jpg", []),
+        ("b/a.jpg", ".\\b\\a.jpg", "b/a.jpg", [SLASHES]),
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="names there have no case and no backslash")
 def test_the_file_of_a_name(folder, there, asked, found, repairs):
     root = folder(there, "other.jpg")
-    names, fixed = resolved_files(root, ["other.jpg", asked], "here")
-    assert names == ["other.jpg", found]
-    assert {repair for repair, count in fixed.items() if count == 1} == set(repairs)
-    assert sum(fixed.values()) == len(repairs)
+    files = resolved_files(root, ["other.jpg", asked], "here")
+    assert files.names == ["other.jpg", found]
+    assert {repair for repair, count in files.fixed.items() if count == 1} == set(repairs)
+    assert sum(files.fixed.values()) == len(repairs)
 
 
 def test_the_exact_name_comes_first(folder):
     root = folder("a.jpg", "a.JPG")
-    assert resolved_files(root, ["a.JPG", "a.jpg"], "here")[0] == ["a.JPG", "a.jpg"]
+    assert resolved_files(root, ["a.JPG", "a.jpg"], "here").names == ["a.JPG", "a.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -89,12 +91,18 @@ def test_names_that_leave_the_folder_are_refused(name):
         check_names(["fine.jpg", name], "here")
 
 
-def test_pictures_that_nobody_lists_are_counted(folder):
-    root = folder("a.jpg", "b.JPG", "c.png", "notes.txt", "d/e.jpg")
-    assert unlisted_pictures(root, ["a.jpg", "d/e.jpg"]) == 2
-    assert unlisted_pictures(root, ["a.jpg", "b.JPG", "c.png"]) == 0
+def test_other_pictures_in_the_folders_of_these_are_counted(folder):
+    root = folder("a.jpg", "b.JPG", "c.png", "notes.txt", "d/e.jpg", "d/f.jpg", "g/h.jpg")
+    for names, others in [(["a.jpg"], 2), (["a.jpg", "d/e.jpg"], 3), (["d/e.jpg", "d/f.JPG", "./d/f.jpg"], 0), ([], 0)]:
+        assert resolved_files(root, names, "here").others == others
+
+
+@pytest.mark.parametrize(("value", "shown"), [("/my/sets", "/my/sets"), ("", "not set")])
+def test_the_hint_on_relative_paths_says_where_they_start(monkeypatch, value, shown):
+    monkeypatch.setenv("DETKIT_DATASETS", value)
+    assert f"(now {shown})" in relative_paths_hint()
 
 
 def test_pictures_are_told_by_their_extension():
-    names = ["a.jpg", "a.b.PNG", "a.Tiff", "a.txt", "jpg", "._a.jpg", ".jpg", "a.jpg.part"]
-    assert [name for name in names if is_picture(name)] == ["a.jpg", "a.b.PNG", "a.Tiff"]
+    names = ["a.jpg", "a.b.PNG", "a.Tiff", "a.heic", "a.AVIF", "a.txt", "jpg", "._a.jpg", ".jpg", "a.jpg.part"]
+    assert [name for name in names if is_picture(name)] == ["a.jpg", "a.b.PNG", "a.Tiff", "a.heic", "a.AVIF"]

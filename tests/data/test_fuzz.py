@@ -19,7 +19,7 @@ from PIL import Image
 
 from detkit.data import DataError, ImageIndex, load_image
 from detkit.data.datasets.coco import read_coco
-from detkit.data.datasets.csv import CsvDataset
+from detkit.data.datasets.csv_file import CsvDataset
 from detkit.data.datasets.voc import read_voc
 from detkit.data.datasets.yolo import YoloDataset
 from detkit.data.loader import read_sample

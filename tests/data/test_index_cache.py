@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
+import linecache
 import multiprocessing
 import os
 import time
@@ -120,6 +122,61 @@ def test_a_change_in_a_folder_inside_is_seen(old_coco, builds):
     os.utime(folder / "inner", (LONG_AGO + 5, LONG_AGO + 5))
     read_coco(annotations, folder)
     assert len(builds) == 2
+
+
+def test_new_content_under_an_old_time_and_size_is_seen(old_coco, builds):
+    annotations, folder = old_coco()
+    before, status = read_coco(annotations, folder), annotations.stat()
+    annotations.write_text(annotations.read_text().replace('"category_id": 1', '"category_id": 2'))
+    os.utime(annotations, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert annotations.stat().st_size == status.st_size
+    assert read_coco(annotations, folder).classes.tolist() != before.classes.tolist()
+
+
+PROJECT = """
+from detkit.data import cached_index
+from detkit.data.datasets.coco import _read_coco
+calls = []
+
+def load(annotations, images):
+    return cached_index("project", [annotations], lambda: (calls.append(1), _read_coco(annotations, images))[1])
+"""
+
+
+def imported(path: Path, text: str):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    linecache.checkcache()
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_another_reader_of_a_project_builds_anew(old_coco, tmp_path):
+    files = old_coco()
+    path = tmp_path / "project" / "reader.py"
+    module = imported(path, PROJECT)
+    module.load(*files)
+    module.load(*files)
+    assert len(module.calls) == 1
+    changed = imported(path, PROJECT + "# a change\n")
+    changed.load(*files)
+    assert len(changed.calls) == 1
+    (path.parent / "__init__.py").touch()  # now a package, all of which counts
+    changed.load(*files)
+    (path.parent / "helper.py").write_text("x = 1")
+    changed.load(*files)
+    assert len(changed.calls) == 3
+
+
+def test_a_reader_without_a_source_is_not_kept(old_coco):
+    scope: dict = {}
+    exec(PROJECT, scope)
+    files = old_coco()
+    scope["load"](*files)
+    scope["load"](*files)
+    assert len(scope["calls"]) == 2
 
 
 def test_other_code_builds_anew(old_coco, builds, monkeypatch):
@@ -298,6 +355,43 @@ def test_of_many_processes_one_builds(old_coco, tmp_path):
     assert count.read_text() == "1"
 
 
+def test_where_nothing_can_be_kept_all_read_at_once(old_coco, tmp_path):
+    files = old_coco()
+    age(files[0], to=time.time() + 1000)  # as by a clock that is wrong
+    ready = multiprocessing.Barrier(6)
+    arguments = (files, ready, tmp_path / "count")
+    processes = [multiprocessing.Process(target=_read_slowly, args=arguments) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert (tmp_path / "count").read_text() == "1" * 6
+    lock = next((cache_folder() / "index").glob("*.lock"))
+    with locked(lock, on_wait=lambda: pytest.fail("the lock is still held")) as has_waited:
+        assert not has_waited
+
+
+def test_waiting_for_another_process_is_said(old_coco, caplog):
+    caplog.set_level("INFO")
+    files = old_coco()
+    read_coco(*files)
+    entry().unlink()
+    (lock,) = (cache_folder() / "index").glob("*.lock")
+    ready = multiprocessing.Event()
+    process = multiprocessing.Process(target=_hold, args=(lock, ready))
+    process.start()
+    ready.wait()
+    read_coco(*files)
+    process.join()
+    assert "another process is reading the data set" in caplog.text
+
+
+def _hold(path, ready):
+    with locked(path):
+        ready.set()
+        time.sleep(0.5)
+
+
 def _die_with_the_lock(path):
     with locked(path):
         os._exit(1)
@@ -325,7 +419,8 @@ def test_the_folder_stays_bounded(old_coco, monkeypatch):
         for path in kept.glob("*.npz"):  # each older by a step than the one before
             os.utime(path, (path.stat().st_mtime - 10,) * 2)
     assert len(list(kept.glob("*.npz"))) == 3
-    assert [bool(cached_classes(f"set {i}", [annotations])) for i in range(5)] == [False, False, True, True, True]
+    paths = [index_cache._entry_path(f"set {i}", [annotations]) for i in range(5)]
+    assert [path.exists() for path in paths] == [False, False, True, True, True]
     age(kept, to=time.time() - 61 * 24 * 3600)
     cached_index("another", [annotations], lambda: index)
     assert len(list(kept.iterdir())) == 2  # it and its lock

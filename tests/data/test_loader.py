@@ -138,8 +138,9 @@ def test_a_picture_that_vanished_is_named(index, workers):
 @pytest.mark.parametrize("size", [(31, 40), (40, 30)])
 def test_a_picture_that_changed_its_size_since_the_data_set_was_read_is_an_error(index, size):
     Image.fromarray(np.zeros((*size, 3), np.uint8)).save(index.path(0))
-    with pytest.raises(DataError, match=rf"1\.png is {size[1]} x {size[0]} pixels, but it was 40 x 30 when"):
+    with pytest.raises(DataError, match=rf"1\.png is {size[1]} x {size[0]} pixels, but it was 40 x 30 when") as error:
         read_sample(index, 0)
+    assert "touch its folder" in str(error.value)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000), (20000, 1)])

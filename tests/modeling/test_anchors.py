@@ -161,3 +161,8 @@ def test_the_best_iou_of_a_box_is_that_over_all_anchors(boxes, size, offset):
 
 def test_the_best_ious_of_no_boxes(retinanet):
     assert retinanet.best_ious(torch.zeros(0, 4), torch.zeros(0, 2, dtype=torch.int64)).shape == (0,)
+
+
+def test_the_best_ious_are_on_the_anchors_device(retinanet):
+    best = retinanet.to("meta").best_ious(torch.zeros(3, 4), torch.full((3, 2), 64))
+    assert (best.device.type, best.shape) == ("meta", (3,))

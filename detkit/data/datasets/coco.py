@@ -3,8 +3,7 @@
 Policies beyond those of `assemble`: an annotation of an unknown picture is dropped and counted (all of them: an error);
 of an unknown category, an error. A picture listed twice the same is read once; one id for two pictures is an error.
 Annotation ids that repeat or are missing are numbered anew, noted. Categories of one name are one class, noted; one id
-for two names is an error. Ids may start anywhere and have gaps. Pictures in the folder that the file does not list are
-not used, noted. A file without `annotations` is for predictions only.
+for two names is an error. Ids may start anywhere and have gaps. A file without `annotations` is for predictions only.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import gc
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 
 from detkit.data.assemble import Found, assemble
 from detkit.data.errors import DataError
-from detkit.data.file_names import is_encodable, unlisted_pictures
+from detkit.data.file_names import is_encodable, relative_paths_hint
 from detkit.data.index import ImageIndex
 from detkit.data.index_cache import cached_classes, cached_index
 from detkit.data.report import ReadReport
@@ -64,31 +62,37 @@ def _cache_key(annotations: Path, images: Path) -> str:
 
 
 def _read_coco(annotations: Path, images: Path) -> ImageIndex:
-    data = _read_json(annotations)
-    source = str(annotations)
+    data, source = _read_json(annotations), str(annotations)
     class_names, class_of, lowest = _categories(data, source)
     records = _records(data, "images", source)
     notes = _records(data, "annotations", source) if "annotations" in data else []
     report = ReadReport(source, images_read=len(records), boxes_read=len(notes))
+    found, categories, report = _found(records, notes, class_of, report)
+    report = report.with_notes(*_shared_names(class_names, class_of))
+    category_ids = _result_ids(categories, class_of, lowest)
+    return assemble(found, root=str(images), class_names=class_names, category_ids=category_ids, report=report)
+
+
+def _found(
+    records: list[dict[str, Any]], notes: list[dict[str, Any]], class_of: dict[int, int], report: ReadReport
+) -> tuple[Found, NDArray[np.int64], ReadReport]:
+    """Return pictures and annotations as columns, and the category of each annotation, [B]."""
     records, ids, report = _pictures(records, report)
     notes, box_rows, report = _of_known_pictures(notes, ids, report)
-    categories = _integers(notes, "category_id", source)
+    categories = _integers(notes, "category_id", report.source)
     annotation_ids, report = _annotation_ids(notes, report)
-    report = report.with_notes(*_shared_names(class_names, class_of))
     found = Found(
         names=[record.get("file_name", "") for record in records],
         image_ids=ids,
         sizes_hw=_sizes(records),
         box_rows=box_rows,
-        boxes=_boxes(notes, source),
-        classes=_classes(categories, class_of, notes, source),
+        boxes=_boxes(notes, report.source),
+        classes=_classes(categories, class_of, notes, report.source),
         is_crowd=np.array([_number(note.get("iscrowd")) > 0 for note in notes], dtype=bool),
         areas=np.array([_number(note.get("area")) for note in notes], dtype=np.float64),
         annotation_ids=annotation_ids,
     )
-    category_ids = _result_ids(categories, class_of, lowest)
-    index = assemble(found, root=str(images), class_names=class_names, category_ids=category_ids, report=report)
-    return replace(index, report=index.report.with_notes(*_unlisted(index)))
+    return found, categories, report
 
 
 def read_coco_classes(annotations: Path) -> tuple[str, ...]:
@@ -101,9 +105,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         with _collector_paused():
             data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise DataError(f"the annotation file {path} does not exist. Relative paths start from $DETKIT_DATASETS "
-                        f"(now {os.environ.get('DETKIT_DATASETS') or 'not set'}), else from the working "
-                        "folder.") from None  # fmt: skip
+        raise DataError(f"the annotation file {path} does not exist. {relative_paths_hint()}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"the annotation file {path} cannot be read as JSON: {error}. "
                         "Is the download or the export complete?") from error  # fmt: skip
@@ -167,12 +169,6 @@ def _shared_names(class_names: tuple[str, ...], class_of: dict[int, int]) -> lis
         for name, same in zip(class_names, ids, strict=True)
         if len(same) > 1
     ]
-
-
-def _unlisted(index: ImageIndex) -> list[str]:
-    """Return a note on the pictures of the folder that the file does not list."""
-    count = unlisted_pictures(index.root, [index.file_name(i) for i in range(len(index))])
-    return [f"pictures in {index.root} that the file does not list, not used: {count}"] if count else []
 
 
 def _result_ids(categories: NDArray[np.int64], class_of: dict[int, int], lowest: list[int]) -> tuple[int, ...]:
@@ -282,6 +278,8 @@ def _integers(records: Sequence[dict[str, Any]], key: str, source: str) -> NDArr
 
 def _integer(value: object, key: str, source: str) -> int:
     try:
+        if isinstance(value, str) and "_" in value:
+            raise ValueError  # int takes `1_0` for 10
         number = int(value) if isinstance(value, str) else value
         if (
             isinstance(number, (int, float))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from detkit.data.datasets.coco import read_coco
 from detkit.data.datasets.voc import read_voc
 from detkit.data.errors import DataError
+from detkit.data.file_names import relative_paths_hint
 from detkit.data.index import ImageIndex, concatenated
 from detkit.files import datasets_folder
 from detkit.registry import DATASETS
@@ -91,9 +91,8 @@ class NamedVoc:
         places = (datasets_folder() / folder, datasets_folder() / "VOCdevkit" / folder)
         root = next((place for place in places if place.is_dir()), None)
         if root is None:
-            raise DataError(f"'{self.name}' is neither in {places[0]} nor in {places[1]}. Unpack its archive in "
-                            f"$DETKIT_DATASETS (now {os.environ.get('DETKIT_DATASETS') or 'not set'}; without it: the "
-                            "working folder).")  # fmt: skip
+            raise DataError(f"'{self.name}' is neither in {places[0]} nor in {places[1]}. Unpack its archive there. "
+                            f"{relative_paths_hint()}")  # fmt: skip
         return root
 
 

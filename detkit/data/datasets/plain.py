@@ -1,4 +1,4 @@
-"""What the formats without ids of their own (VOC, YOLO, CSV) share: files of a folder, ids by order."""
+"""What the formats of plain text share: files of a folder, lines, numbers."""
 
 from __future__ import annotations
 
@@ -6,37 +6,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from detkit.data.assemble import Found
 from detkit.data.errors import DataError
+from detkit.data.file_names import relative_paths_hint
 
 
-def numbered(
-    *,
-    names: list[str],
-    sizes_hw: NDArray[np.int64],
-    box_rows: NDArray[np.int64],
-    boxes: NDArray[np.float64],
-    classes: NDArray[np.int64],
-    is_crowd: NDArray[np.bool_] | None = None,
-    normalised: bool = False,
-) -> Found:
-    """Return columns as `Found` has them, pictures and boxes numbered from 1 and every area that of the box."""
-    count = len(boxes)
-    return Found(
-        names=names,
-        image_ids=np.arange(1, len(names) + 1, dtype=np.int64),
-        sizes_hw=sizes_hw,
-        box_rows=box_rows,
-        boxes=boxes,
-        classes=classes,
-        is_crowd=np.zeros(count, dtype=np.bool_) if is_crowd is None else is_crowd,
-        areas=np.full(count, np.nan),
-        annotation_ids=np.arange(1, count + 1, dtype=np.int64),
-        normalised=normalised,
-    )
+def number(text: str) -> float:
+    """Return the number that a text spells. ValueError for any other, and for `0_1`, which Python takes for 1."""
+    if "_" in text:
+        raise ValueError(f"an underscore in {text!r}")
+    return float(text)
 
 
 def files_of(folder: Path | str) -> list[str]:
@@ -45,6 +23,20 @@ def files_of(folder: Path | str) -> list[str]:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError:
         return []
+
+
+def files_by_stem(folder: Path | str, extension: str) -> dict[str, str]:
+    """Return stem -> name of the files with an extension, in any case, in the order of `files_of`.
+
+    Raises DataError where two names differ only in the case of the extension.
+    """
+    found: dict[str, str] = {}
+    for name in files_of(folder):
+        if name.lower().endswith(extension):
+            other = found.setdefault(name[: -len(extension)], name)
+            if other != name:
+                raise DataError(f"{folder} holds '{other}' and '{name}', of which one is too many; keep one")
+    return found
 
 
 def first_of(names: Sequence[str], count: int = 5) -> str:
@@ -66,6 +58,4 @@ def read_lines(path: Path, what: str) -> list[str]:
 def require_folder(folder: Path, what: str) -> None:
     """Raise DataError where a folder does not exist; `what` says whose it is."""
     if not os.path.isdir(folder):
-        raise DataError(f"{what} {folder} does not exist. Relative paths start from $DETKIT_DATASETS (now "
-                        f"{os.environ.get('DETKIT_DATASETS') or 'not set'}), else from the working "
-                        "folder.")  # fmt: skip
+        raise DataError(f"{what} {folder} does not exist. {relative_paths_hint()}")

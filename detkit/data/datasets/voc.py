@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from detkit.data.assemble import assemble
-from detkit.data.datasets.plain import files_of, first_of, numbered, read_lines, require_folder
+from detkit.data.assemble import Found, assemble
+from detkit.data.datasets.plain import files_by_stem, files_of, first_of, read_lines, require_folder
 from detkit.data.datasets.voc_xml import Annotation, read_annotation
 from detkit.data.errors import DataError
 from detkit.data.file_names import check_names, is_picture
@@ -69,29 +69,33 @@ class Layout:
         root: the folder that holds them.
         annotations: the folder of the XML files.
         pictures: the folder of the pictures.
-        stems: the sorted names of the XML files, without the extension.
+        xml_files: stem -> XML file, sorted by name; the extension is of any case.
     """
 
     root: Path
     annotations: Path
     pictures: Path
-    stems: list[str]
+    xml_files: dict[str, str]
+
+    @property
+    def stems(self) -> list[str]:
+        """The names of the XML files without the extension."""
+        return list(self.xml_files)
 
     @classmethod
     def of(cls, root: Path) -> Layout:
         """Look for the parts below a root. Raises DataError where it does not exist, or holds no XML file."""
         require_folder(root, "the root folder of the VOC data")
         annotations, pictures = _first(root, "Annotations", "annotations"), _first(root, "JPEGImages", "images")
-        names = files_of(annotations)
-        stems = [name[:-4] for name in names if name.endswith(".xml")]
-        if not stems:
-            raise DataError(f"{annotations} holds no .xml file but {first_of(names)}. The root is the folder above "
-                            f"Annotations and JPEGImages. {_FORM}")  # fmt: skip
-        return cls(root, annotations, pictures, stems)
+        files = files_by_stem(annotations, ".xml")
+        if not files:
+            raise DataError(f"{annotations} holds no .xml file but {first_of(files_of(annotations))}. The root is the "
+                            f"folder above Annotations and JPEGImages. {_FORM}")  # fmt: skip
+        return cls(root, annotations, pictures, files)
 
     def read(self, stem: str) -> Annotation:
         """Return what an XML file says."""
-        return read_annotation(self.annotations / f"{stem}.xml")
+        return read_annotation(self.annotations / self.xml_files[stem])
 
     def split_file(self, split: str) -> Path:
         """Return the file that lists a split."""
@@ -121,7 +125,7 @@ def _read_voc(layout: Layout, split: str | None, class_names: tuple[str, ...]) -
     class_names = class_names or _class_names(read.values(), layout)
     paired, report = _paired(layout, [read[stem] for stem in listed], report, must_exist=split is not None)
     kept = [annotation for annotation, _ in paired]
-    found = numbered(
+    found = Found.numbered(
         names=[name for _, name in paired],
         sizes_hw=np.array([a.size_hw for a in kept], dtype=np.int64).reshape(-1, 2),
         box_rows=np.repeat(np.arange(len(kept)), [len(a.names) for a in kept]),
@@ -159,7 +163,7 @@ def _listed(layout: Layout, split: str | None, report: ReadReport) -> tuple[list
     listed = [name for name in distinct if name in known]
     if not listed:
         raise DataError(f"{path}: none of the {len(names)} pictures it lists ({first_of(names)}) has an XML file in "
-                        f"{layout.annotations}, which holds {first_of([f'{stem}.xml' for stem in layout.stems])}. "
+                        f"{layout.annotations}, which holds {first_of(list(layout.xml_files.values()))}. "
                         "A split lists names without folder and extension.")  # fmt: skip
     report = replace(report, images_read=len(names)).without_images("listed twice", len(names) - len(distinct))
     return listed, report.without_images("listed without an XML file", len(distinct) - len(listed))
@@ -198,9 +202,7 @@ def _paired(
     reason = "XML file without its picture"
     report = report.without_images(reason, len(annotations) - len(paired))
     lost = boxes - sum(len(annotation.names) for annotation, _ in paired)
-    report = report.without_boxes(f"on dropped pictures ({reason})", lost)
-    unused = sum(map(is_picture, files_of(layout.pictures))) - len(paired)
-    return paired, report.with_notes(*([f"pictures without an XML file, not used: {unused}"] if unused else []))
+    return paired, report.without_boxes(f"on dropped pictures ({reason})", lost)
 
 
 def _picture_names(layout: Layout, annotations: list[Annotation]) -> tuple[list[str], int]:

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from detkit.data.datasets.plain import number
 from detkit.data.errors import DataError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -39,12 +40,12 @@ def read_annotation(path: Path) -> Annotation:
     root = _parsed(path)
     picture = posixpath.basename((root.findtext("filename") or "").strip().replace("\\", "/"))
     found = Annotation(path, picture, (_side(root.findtext("size/height")), _side(root.findtext("size/width"))))
-    for number, entry in enumerate(root.findall("object"), 1):
+    for n, entry in enumerate(root.findall("object"), 1):
         name = (entry.findtext("name") or "").strip()
         if not name:
-            raise DataError(f"{path}: object {number} has no <name>; give it one, or take it out")
+            raise DataError(f"{path}: object {n} has no <name>; give it one, or take it out")
         found.names.append(name)
-        found.corners.append(_corners(entry, f"{path}: object {number} ('{name}')"))
+        found.corners.append(_corners(entry, f"{path}: object {n} ('{name}')"))
         found.difficult.append(_positive(entry.findtext("difficult")) > 0)
     return found
 
@@ -81,7 +82,7 @@ def _corners(entry: ElementTree.Element, what: str) -> tuple[float, ...]:
         raise DataError(f"{what} has no <bndbox>; give it one, or take the object out")
     texts = [box.findtext(key) for key in _CORNERS]
     try:
-        return tuple([float(text) for text in texts])  # type: ignore[arg-type]
+        return tuple([number(text) for text in texts])  # type: ignore[arg-type]
     except (TypeError, ValueError):
         given = ", ".join(f"{key} {text!r:.40}" for key, text in zip(_CORNERS, texts, strict=True))
         raise DataError(f"{what} has a <bndbox> that is not four numbers: {given}") from None
@@ -95,7 +96,7 @@ def _side(text: str | None) -> int:
 def _positive(text: str | None) -> float:
     """Return a number above 0, or 0 for anything else."""
     try:
-        value = float(text)  # type: ignore[arg-type]
+        value = number(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return 0.0
     return value if value > 0 and math.isfinite(value) else 0.0

@@ -1,12 +1,11 @@
 """Reading labels in YOLO's format: `data.yaml`, folders or lists of pictures, and one label file per picture.
 
-The label file of `images/a/b.jpg` is `labels/a/b.txt`: the last `images` of the path replaced; where that folder is
-not there, it is `b.txt` beside the picture. A line is `class cx cy w h` in shares of the picture's width and height.
+A line of a label file is `class cx cy w h` in shares of the picture's width and height; `yolo_labels` finds the files.
 
 Policies beyond those of `assemble`: a polygon (`class x1 y1 x2 y2 x3 y3 ...`) is read as its bounding box, and counted.
-A picture without a label file has no objects, and is counted in a note; no label file at all is an error. Names that
-several indices share are one class. Hidden pictures and folders are passed over, and a label file without a picture is
-not used: both are counted in a note. A picture listed twice is read once. Backslashes in a list are slashes.
+A picture without a label file has no objects, and is counted in a note; a folder or list none of whose pictures has one
+is an error. Names that several indices share are one class. Hidden pictures and folders are passed over, and a label
+file without a picture is not used: both are counted in a note. Backslashes in a list are slashes.
 """
 
 from __future__ import annotations
@@ -14,18 +13,19 @@ from __future__ import annotations
 import math
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from detkit.data.assemble import assemble
-from detkit.data.datasets.plain import files_of, first_of, numbered, read_lines
+from detkit.data.assemble import Found, assemble
+from detkit.data.datasets.plain import files_of, first_of, read_lines
+from detkit.data.datasets.yolo_labels import Entry, label_files, label_folder
 from detkit.data.datasets.yolo_yaml import YoloYaml, read_yolo_yaml, require_below
 from detkit.data.errors import DataError
-from detkit.data.file_names import is_picture
+from detkit.data.file_names import check_names, is_picture, resolved_files
 from detkit.data.index import ImageIndex
 from detkit.data.index_cache import cached_index
 from detkit.data.report import ReadReport
@@ -75,6 +75,8 @@ class _Labels:
         for number, line in enumerate(_bytes(path).splitlines(), 1):
             if words := line.split():
                 try:
+                    if b"_" in line:
+                        raise ValueError  # float takes `0_1` for 1
                     self._add_line(*map(float, words))
                 except (TypeError, ValueError):
                     raise _bad_line(path, number, line) from None
@@ -96,56 +98,66 @@ class _Labels:
 def read_yolo(path: Path, split: str) -> ImageIndex:
     """Return the index of a split of a data.yaml, its pictures sorted by folder and name, or as listed; ids from 1."""
     described = read_yolo_yaml(path)
-    report = ReadReport(f"{path}:{split}")
     parts, notes = described.parts(split)
-    pictures, report = _pictures(described, parts, report.with_notes(*notes))
+    entries, report = _entries(described, parts, ReadReport(f"{path}:{split}").with_notes(*notes))
     lists = [part for part in parts if not os.path.isdir(part)]
-    labels = sorted({Path(_label_folder(folder)) for folder in set(map(os.path.dirname, pictures))})
+    folders = {os.path.dirname(picture) for _, pictures in entries for picture in pictures}
+    labels = sorted({Path(label_folder(folder)) for folder in folders})
     key = f"yolo:{path}:{split}:{described.root}"
-    return cached_index(key, [path, *lists, *labels], lambda: _read_yolo(described, pictures, report))
+    return cached_index(key, [path, *lists, *labels], lambda: _read_yolo(described, entries, report))
 
 
-def _read_yolo(described: YoloYaml, pictures: list[str], report: ReadReport) -> ImageIndex:
-    paths, report = _label_files(pictures, report)
+def _read_yolo(described: YoloYaml, entries: Sequence[Entry], report: ReadReport) -> ImageIndex:
+    pictures = [picture for _, pictures in entries for picture in pictures]
+    root = os.path.commonpath({os.path.dirname(picture) for picture in pictures})
+    names = [picture[len(os.path.join(root, "")) :].replace(os.sep, "/") for picture in pictures]
+    paths, notes = label_files(entries, _first_rows(root, names, report.source), report.source)
     labels = _Labels()
-    for row, label in enumerate(paths):
+    for row, label in paths.items():
         if label:
             labels.add_file(row, label)
     boxes = np.array(labels.boxes, dtype=np.float64).reshape(-1, 4)
     _refuse_pixels(boxes, labels, paths)
-    root = os.path.commonpath({os.path.dirname(picture) for picture in pictures})
-    found = numbered(
-        names=[picture[len(os.path.join(root, "")) :].replace(os.sep, "/") for picture in pictures],
-        sizes_hw=np.zeros((len(pictures), 2), dtype=np.int64),
+    found = Found.numbered(
+        names=names,
+        sizes_hw=np.zeros((len(names), 2), dtype=np.int64),
         box_rows=np.array(labels.rows, dtype=np.int64),
         boxes=boxes,
         classes=_classes(labels, described, paths),
         normalised=True,
     )
-    report = replace(report, boxes_read=len(labels)).with_notes(*_shared_names(described))
+    report = replace(report, boxes_read=len(labels)).with_notes(*notes, *_shared_names(described))
     report = report.with_fixed("polygons, read as their bounding boxes", labels.polygons)
     return assemble(found, root=root, class_names=described.class_names(), category_ids=described.category_ids(),
                     report=report)  # fmt: skip
 
 
-def _pictures(described: YoloYaml, parts: Sequence[Path], report: ReadReport) -> tuple[list[str], ReadReport]:
-    """Return the absolute paths of the pictures of folders and lists, each once."""
-    found: list[str] = []
+def _entries(described: YoloYaml, parts: Sequence[Path], report: ReadReport) -> tuple[list[Entry], ReadReport]:
+    """Return the pictures of each folder and list of a split. Raises DataError where one of these has none."""
+    entries: list[Entry] = []
     hidden: list[str] = []
     for part in parts:
         if os.path.isdir(part):
             pictures, passed = _walked(str(part))
-            found += pictures
             hidden += passed
         else:
-            found += _list_of_pictures(described.root, part)
-    if not found:
-        raise DataError(f"{report.source}: there is no picture in {', '.join(map(str, parts))}, which holds "
-                        f"{first_of(files_of(parts[0]))}")  # fmt: skip
-    distinct = list(dict.fromkeys(found))
-    report = replace(report, images_read=len(found)).without_images("listed twice", len(found) - len(distinct))
+            pictures = _list_of_pictures(described.root, part)
+        if not pictures:
+            raise DataError(f"{report.source}: there is no picture in {part}, which holds "
+                            f"{first_of(files_of(part))}. Take it out of {described.path}, or correct it "
+                            "there.")  # fmt: skip
+        entries.append((part, pictures))
     notes = [f"hidden pictures and folders passed over: {len(hidden)} ({first_of(hidden)})"] if hidden else []
-    return distinct, report.with_notes(*notes)
+    return entries, replace(report, images_read=sum(len(p) for _, p in entries)).with_notes(*notes)
+
+
+def _first_rows(root: str, names: list[str], source: str) -> list[int]:
+    """Return where each file is first listed: `assemble` joins those listed again, whose labels must be read once."""
+    check_names(names, source)
+    first: dict[str, int] = {}
+    for row, file in enumerate(resolved_files(root, names, source).names):
+        first.setdefault(file, row)
+    return list(first.values())
 
 
 def _walked(folder: str) -> tuple[list[str], list[str]]:
@@ -185,55 +197,6 @@ def _list_of_pictures(root: Path, path: Path) -> list[str]:
     return found
 
 
-def _label_files(pictures: Sequence[str], report: ReadReport) -> tuple[list[str], ReadReport]:
-    """Return the label file of each picture, the empty string where it has none."""
-    folders: dict[str, tuple[str, set[str]]] = {}
-    paths = []
-    for picture in pictures:
-        folder, base = os.path.split(picture)
-        if folder not in folders:
-            labels = _label_folder(folder)
-            folders[folder] = labels, {name for name in files_of(labels) if name.endswith(".txt")}
-        labels, names = folders[folder]
-        paths.append(os.path.join(labels, _label_name(base)) if _label_name(base) in names else "")
-    if not any(paths):
-        labels, names = next(iter(folders.values()))
-        raise DataError(f"{report.source}: none of its {len(pictures)} pictures has a label file. Looked for "
-                        f"{os.path.join(labels, _label_name(os.path.basename(pictures[0])))}; that folder holds "
-                        f"{first_of(sorted(names))}. A label file has the name of its picture, in the folder 'labels' "
-                        "beside 'images', or beside the picture.")  # fmt: skip
-    return paths, report.with_notes(*_label_notes(paths, folders))
-
-
-def _label_notes(paths: Sequence[str], folders: dict[str, tuple[str, set[str]]]) -> list[str]:
-    """Return what a person may want to know of pictures and label files that do not match one to one."""
-    unused: set[str] = set()
-    for folder, (_, names) in folders.items():  # LabelImg writes the class names beside the labels
-        unused |= names - {_label_name(name) for name in files_of(folder) if is_picture(name)} - {"classes.txt"}
-    empty = sum(not path for path in paths)
-    shared = len(paths) - empty - len(set(filter(None, paths)))
-    texts = {
-        "pictures without a label file, read as without objects": empty,
-        f"label files without a picture, not used ({first_of(sorted(unused))})": len(unused),
-        "pictures that share a label file with another of the same name": shared,
-    }
-    return [f"{text}: {count}" for text, count in texts.items() if count]
-
-
-def _label_folder(folder: str) -> str:
-    """Return where the labels of a folder of pictures lie."""
-    parts = folder.split(os.sep)
-    if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
-        labels = os.sep.join([*parts[:last], "labels", *parts[last + 1 :]])
-        return labels if os.path.isdir(labels) else folder
-    return folder
-
-
-def _label_name(picture: str) -> str:
-    return picture.rpartition(".")[0] + ".txt"
-
-
 def _bytes(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
@@ -261,7 +224,7 @@ def _bounds(values: Sequence[float]) -> tuple[float, float, float, float]:
     return min(x), min(y), max(x), max(y)
 
 
-def _refuse_pixels(boxes: NDArray[np.float64], labels: _Labels, paths: Sequence[str]) -> None:
+def _refuse_pixels(boxes: NDArray[np.float64], labels: _Labels, paths: Mapping[int, str]) -> None:
     large = np.flatnonzero((boxes > _PIXELS).any(1))
     if 2 * len(large) > len(boxes):
         i = int(large[0])
@@ -270,7 +233,7 @@ def _refuse_pixels(boxes: NDArray[np.float64], labels: _Labels, paths: Sequence[
                         "split. Divide x and w by the picture's width, y and h by its height.")  # fmt: skip
 
 
-def _classes(labels: _Labels, described: YoloYaml, paths: Sequence[str]) -> NDArray[np.int64]:
+def _classes(labels: _Labels, described: YoloYaml, paths: Mapping[int, str]) -> NDArray[np.int64]:
     """Return the class of each box [B]. Raises DataError at the first index that has no name."""
     kinds, inverse = np.unique(np.array(labels.classes, dtype=np.float64), return_inverse=True)
     place = {name: k for k, name in enumerate(described.class_names())}

@@ -11,6 +11,7 @@ from detkit.config import ConfigError
 from detkit.config.yaml_file import Layer, read_text
 from detkit.data.datasets.plain import first_of, require_folder
 from detkit.data.errors import DataError
+from detkit.data.file_names import relative_paths_hint
 from detkit.files import datasets_folder
 from detkit.registry import near_misses
 
@@ -89,9 +90,7 @@ def _layer(path: Path) -> Layer:
     try:
         return read_text(path.read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
-        raise DataError(f"the file {path} does not exist. Relative paths start from $DETKIT_DATASETS (now "
-                        f"{os.environ.get('DETKIT_DATASETS') or 'not set'}), else from the working "
-                        "folder.") from None  # fmt: skip
+        raise DataError(f"the file {path} does not exist. {relative_paths_hint()}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

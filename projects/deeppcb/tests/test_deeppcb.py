@@ -1,5 +1,6 @@
 """DeepPCB in its published layout, on files that the test makes."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,24 @@ def test_a_second_start_reads_the_same(published):
 def test_a_bad_line_is_named(published, text):
     root = published(f"1 2 30 40 3\n{text}")
     with pytest.raises(DataError, match=r"00041000.txt:2: .* is not 'x1 y1 x2 y2 class'"):
+        open_dataset(f"deeppcb:{root}:trainval").load()
+
+
+def test_the_order_is_that_of_the_list(published):
+    root = published("1 2 30 40 1", "1 2 30 40 2", "1 2 30 40 3")
+    listing = root / "trainval.txt"
+    listing.write_text("".join(reversed(listing.read_text().splitlines(keepends=True))))
+    index = open_dataset(f"deeppcb:{root}:trainval").load()
+    assert [index.file_name(i)[-10:-9] for i in range(3)] == ["2", "1", "0"]
+    assert index.classes.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("missing", ["group00041/00041_not/00041001.txt", "group00041/00041_not"])
+def test_a_missing_annotation_file_is_named(published, missing):
+    root = published("1 2 30 40 3", "1 2 30 40 3")
+    path = root / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(DataError, match=r"00041_not/0004100\d\.txt cannot be read: .*No such file.*PCBData"):
         open_dataset(f"deeppcb:{root}:trainval").load()
 
 

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detkit.data.datasets.plain import files_of, first_of
+from detkit.data import DataError
+from detkit.data.datasets.plain import files_by_stem, files_of, first_of, number
 from detkit.registry import open_dataset
 
 CLASSES = ("cat", "dog")
@@ -22,6 +24,22 @@ def test_files_of_a_folder_are_sorted_without_the_hidden_ones(tmp_path):
         (tmp_path / name).touch()
     assert files_of(tmp_path) == ["a", "b"]
     assert files_of(tmp_path / "nowhere") == []
+
+
+def test_files_by_stem_have_an_extension_of_any_case(tmp_path):
+    for name in ("b.XML", "a.xml", "c.xml.bak", ".d.xml"):
+        (tmp_path / name).touch()
+    assert list(files_by_stem(tmp_path, ".xml").items()) == [("a", "a.xml"), ("b", "b.XML")]
+    (tmp_path / "b.Xml").touch()
+    with pytest.raises(DataError, match=r"holds 'b\.XML' and 'b\.Xml'"):
+        files_by_stem(tmp_path, ".xml")
+
+
+def test_numbers_have_no_underscores():
+    assert [number(" 1.5 "), number("-2e1")] == [1.5, -20]
+    for text in ("0_1", "1_000.5", "x", ""):
+        with pytest.raises(ValueError, match=r"underscore|could not convert"):
+            number(text)
 
 
 def test_the_first_names_are_quoted():

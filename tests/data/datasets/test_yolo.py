@@ -228,7 +228,36 @@ def test_label_files_without_a_picture_are_noted(yolo):
 def test_labels_of_the_pictures_of_another_list_are_not_noted(yolo):
     path = yolo({"a.jpg": BOX, "b.jpg": BOX}, "train: train.txt\nnames: [cat]\n")
     (path.parent / "train.txt").write_text("images/a.jpg")
-    assert load(path).report.notes == ()
+    notes = load(path).report.notes
+    assert [note.endswith("which this set does not list, not used: 1") for note in notes] == [True]
+
+
+def test_two_spellings_of_a_listed_picture_are_one_and_its_labels_are_read_once(yolo):
+    path = yolo({"a.jpg": BOX, "b.jpg": BOX}, "train: train.txt\nnames: [cat]\n")
+    lines = ("images/b.JPG", "./images//a.jpg", "images\\b.jpg", "images/a.Jpg", "images/b.jpg")
+    (path.parent / "train.txt").write_text("\n".join(lines))
+    index = load(path)
+    assert (names_of(index), index.box_counts().tolist()) == (["b.jpg", "a.jpg"], [1, 1])
+    assert index.report.images_dropped == {"listed twice": 3}
+    assert index.report.notes == ()
+    assert adds_up(index)
+
+
+def test_the_extension_of_a_label_file_is_of_any_case(yolo):
+    path = yolo()
+    labels = path.parent / "labels" / "train"
+    (labels / "a.txt").rename(labels / "a.TXT")
+    assert load(path).num_boxes == 1
+    (labels / "a.txt").write_text(BOX)
+    with pytest.raises(DataError, match=r"holds 'a\.TXT' and 'a\.txt'"):
+        load(path)
+
+
+def test_a_picture_that_pillow_cannot_read_is_an_error_whatever_its_kind(yolo):
+    path = yolo()
+    (path.parent / "images" / "train" / "b.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    with pytest.raises(DataError, match=r"1 of 2 pictures .*'b\.HEIC'"):
+        load(path)
 
 
 def test_two_pictures_of_one_stem_share_a_label_file(yolo):
@@ -240,7 +269,27 @@ def test_two_pictures_of_one_stem_share_a_label_file(yolo):
 def test_no_label_file_at_all_is_an_error(yolo):
     path = yolo({"train/a.jpg": None})
     (path.parent / "labels" / "train" / "other.txt").write_text(BOX)
-    with pytest.raises(DataError, match=r"none of its 1 pictures.*labels/train/a\.txt; that folder holds 'other\.txt'"):
+    with pytest.raises(DataError, match=r"none of the 1 pictures.*labels/train/a\.txt; that folder holds 'other\.txt'"):
+        load(path)
+
+
+@pytest.mark.parametrize("second", ["images/b", "b.txt"])
+def test_a_folder_or_list_of_a_split_without_any_label_file_is_an_error(yolo, second):
+    pictures = {"a/a.jpg": BOX, "b/b.jpg": None, "b/c.jpg": None}
+    path = yolo(pictures, f"train: [images/a, {second}]\nnames: [cat]\n")
+    (path.parent / "b.txt").write_text("images/b/b.jpg\nimages/b/c.jpg\n")
+    with pytest.raises(
+        DataError, match=rf"none of the 2 pictures of .*{second} .*labels/b/b\.txt.* an empty label file"
+    ):
+        load(path)
+    (path.parent / "labels" / "b" / "c.txt").touch()  # the way out
+    assert load(path).box_counts().tolist() == [1, 0, 0]
+
+
+def test_a_folder_of_a_split_without_pictures_is_an_error(yolo):
+    path = yolo(yaml="train: [images/train, images/more]\nnames: [cat]\n")
+    (path.parent / "images" / "more").mkdir()
+    with pytest.raises(DataError, match=r"there is no picture in .*images/more, which holds nothing.*data\.yaml"):
         load(path)
 
 
@@ -290,6 +339,7 @@ def test_pixels_are_recognised(yolo):
 BAD_LINES = {
     "four values": (f"{BOX}0 .5 .5 .5", r"a\.txt:2: '0 \.5 \.5 \.5' has 4 values"),
     "six values": ("0 .5 .5 .5 .5 .9", r"a\.txt:1: .* has 6 values"),
+    "underscores": ("0 .5 .5 .5 .2_5", r"a\.txt:1: .* one that is no number"),
     "commas": ("0,.5,.5,.5,.5", r"a\.txt:1: .* has 1 values"),
     "a class by name": ("cat .5 .5 .5 .5", r"a\.txt:1: 'cat .* one that is no number"),
     "binary junk": (b"\x00\x01\xff\xfe", r"a\.txt is not UTF-8 text"),

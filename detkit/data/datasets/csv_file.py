@@ -2,7 +2,8 @@
 
 With a header, columns go by name, in any order, and others are passed over; without one they are those of
 keras-retinanet, `path,x1,y1,x2,y2,class`. A row with a picture and nothing else is a picture without objects.
-Classes are the sorted names in the file; pictures come in the order of their first row.
+Classes are the sorted names in the file; pictures come in the order of their first row, and two spellings of one file
+(`a.jpg`, `./a.jpg`) are one picture.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from detkit.data.assemble import assemble
-from detkit.data.datasets.plain import first_of, numbered
+from detkit.data.assemble import Found, assemble
+from detkit.data.datasets.plain import first_of, number
 from detkit.data.errors import DataError
+from detkit.data.file_names import relative_paths_hint
 from detkit.data.index import ImageIndex
 from detkit.data.index_cache import cached_classes, cached_index
 from detkit.data.report import ReadReport
@@ -26,7 +28,7 @@ from detkit.registry import DATASETS
 
 # The names that a column may have, in lower case.
 _COLUMNS = {
-    "picture": ("filename", "file_name", "image", "image_path", "path"),
+    "picture": ("filename", "file_name", "file", "filepath", "image", "image_path", "path"),
     "x1": ("x1", "xmin", "x_min"),
     "y1": ("y1", "ymin", "y_min"),
     "x2": ("x2", "xmax", "x_max"),
@@ -73,7 +75,7 @@ class _Table:
 
     def add(self, row: Mapping[str, str], place: str) -> None:
         """Add a row; `place` is its file:line."""
-        name = row["picture"].removeprefix("./")
+        name = row["picture"]
         size = _side(row.get("height", ""), place), _side(row.get("width", ""), place)
         known = self.sizes.setdefault(name, size)
         if 0 in known:
@@ -107,7 +109,7 @@ def _read_csv(annotations: Path, images: Path) -> ImageIndex:
     class_names = _class_names(table, annotations)
     rows = {name: i for i, name in enumerate(table.sizes)}
     place = {name: k for k, name in enumerate(class_names)}
-    found = numbered(
+    found = Found.numbered(
         names=list(rows),
         sizes_hw=np.array(list(table.sizes.values()), dtype=np.int64).reshape(-1, 2),
         box_rows=np.array([rows[name] for name in table.pictures], dtype=np.int64),
@@ -130,6 +132,8 @@ def _read_table(path: Path) -> _Table:
     header = _header(rows[0][1], rows[0][0]) if rows else []
     columns = header or list(_REQUIRED)
     table = _Table()
+    if rows and not header:
+        _refuse_unknown_header(rows[0][1], rows[0][0])
     for place, fields in rows[1:] if header else rows:
         if len(fields) != len(columns):
             raise DataError(f"{place}: {len(fields)} fields ({first_of(fields)}), not {len(columns)}. Fields are "
@@ -145,9 +149,7 @@ def _rows(path: Path) -> list[tuple[str, list[str]]]:
             reader = csv.reader(file, strict=True)
             return [(f"{path}:{reader.line_num}", [text.strip() for text in row]) for row in reader if any(row)]
     except FileNotFoundError:
-        raise DataError(f"the annotation file {path} does not exist. Relative paths start from $DETKIT_DATASETS (now "
-                        f"{os.environ.get('DETKIT_DATASETS') or 'not set'}), else from the working "
-                        "folder.") from None  # fmt: skip
+        raise DataError(f"the annotation file {path} does not exist. {relative_paths_hint()}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except csv.Error as error:
@@ -170,9 +172,25 @@ def _header(fields: Sequence[str], place: str) -> list[str]:
     return columns
 
 
+def _refuse_unknown_header(fields: Sequence[str], place: str) -> None:
+    """Raise DataError where a first row that is not read as a header has only words: it is one, in other words."""
+    if len(fields) > 1 and all(fields) and not any(map(_is_number, fields)):
+        known = "; ".join(f"{key}: {', '.join(names)}" for key, names in _COLUMNS.items())
+        raise DataError(f"{place}: {first_of(fields, 12)} looks like a header, and no column of corners has a known "
+                        f"name. Name the columns so ({known}), boxes as corners in pixels.")  # fmt: skip
+
+
+def _is_number(text: str) -> bool:
+    try:
+        number(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _corners(texts: Sequence[str], place: str) -> tuple[float, ...]:
     try:
-        return tuple([float(text) for text in texts])
+        return tuple([number(text) for text in texts])
     except ValueError:
         raise DataError(f"{place}: the corners {first_of(texts)} are not four numbers x1, y1, x2, y2. "
                         f"{_HEADER}") from None  # fmt: skip
@@ -181,7 +199,7 @@ def _corners(texts: Sequence[str], place: str) -> tuple[float, ...]:
 def _side(text: str, place: str) -> int:
     """Return a width or a height; 0, which is unknown, where the field is empty."""
     try:
-        side = float(text or 0)
+        side = number(text or "0")
     except ValueError:
         side = -1.0
     if not (side.is_integer() and 0 <= side < 2**31):

@@ -48,6 +48,8 @@ def test_without_a_header_the_columns_are_those_of_keras_retinanet(table):
     [
         f"{HEADER}a.jpg,60,40,cat,1,2,3,4\n",
         "image,x1,y1,x2,y2,label\na.jpg,1,2,3,4,cat\n",
+        "file,x1,y1,x2,y2,label\na.jpg,1,2,3,4,cat\n",
+        "FilePath,x1,y1,x2,y2,label\na.jpg,1,2,3,4,cat\n",
         "Label, X1, Y1, X2, Y2, Path\n\n cat, 1, 2, 3, 4, ./a.jpg\n",
         "image_path,x_min,y_min,x_max,y_max,name,score,score\na.jpg,1,2,3,4,cat,9,8\n",
         '\ufeff"filename","xmin","ymin","xmax","ymax","class"\r\n"a.jpg","1","2","3","4","cat"\r\n',
@@ -75,6 +77,15 @@ def test_a_size_is_taken_from_the_row_that_says_it(table):
     assert index.report.fixed == {"pictures of a size the annotations do not say, measured": 1}  # b.jpg
 
 
+def test_spellings_of_one_file_are_one_picture_with_all_boxes(table):
+    names = ("a.jpg", "./a.jpg", "a.JPG", "b.jpg", ".\\a.jpg", ".//b.jpg")
+    index = open_dataset(table("".join(f"{name},{i},0,20,20,cat\n" for i, name in enumerate(names)))).load()
+    assert [index.file_name(i) for i in range(len(index))] == ["a.jpg", "b.jpg"]
+    assert [index.boxes_of(i)[:, 0].tolist() for i in range(2)] == [[0, 1, 2, 4], [3, 5]]
+    assert index.report.images_dropped == {"listed twice": 4}
+    assert adds_up(index)
+
+
 def test_boxes_that_cannot_be_used_are_dropped_and_counted(table):
     text = "a.jpg,1,1,9,9,cat\na.jpg,nan,1,9,9,cat\na.jpg,9,9,9,9,cat\na.jpg,70,1,80,9,cat\na.jpg,-5,0,9,9,cat\n"
     index = open_dataset(table(text)).load()
@@ -90,7 +101,14 @@ ERRORS = {
     "words": ("a.jpg,1,1,9,9,cat\na.jpg,1,x,9,9,cat\n", r"boxes\.csv:2: the corners '1', 'x', '9', '9' are not"),
     "unknown header": (
         "img,left,top,right,bottom,kind\n",
-        r"boxes\.csv:1: the corners 'left'.*A header names filename",
+        r"boxes\.csv:1: 'img', 'left'.* looks like a header.*picture: filename, .*; x1: x1, xmin, x_min; ",
+    ),
+    "header of x, y, w, h": ("file,x,y,w,h,class,score\na.jpg,1,2,3,4,cat,9\n", r"looks like a header.*as corners"),
+    "underscores": ("a.jpg,0_1,1,9,9,cat\n", r"boxes\.csv:1: the corners '0_1'"),
+    "underscores in a size": (f"{HEADER}a.jpg,6_0,40,cat,1,1,9,9\n", r"boxes\.csv:2: the width or height '6_0'"),
+    "two sizes under two spellings": (
+        f"{HEADER}a.jpg,60,40,cat,1,1,9,9\n./a.jpg,61,40,cat,1,1,9,9\n",
+        r"boxes\.csv: 'a\.jpg' is listed twice, as 60 x 40 and as 61 x 40 pixels",
     ),
     "header without a class": (
         "filename,xmin,ymin,xmax,ymax\n",
