@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detkit.data import ImageIndex, Sample, apply_transforms, batch_from_samples, build_transforms
 from detkit.data.sampling import fixed_rng
-from detkit.modeling.anchors import AnchorGrid
+from detkit.modeling.anchors import AnchorGrid, retinanet_shapes
 from detkit.modeling.build import build_anchors
 from detkit.structures.labels import foreground
 
@@ -188,18 +188,58 @@ def _advice(cfg: Any, names: Sequence[str], seen: SeenBoxes, hit_B: Tensor, anch
     problem = _problem(names, seen, hit_B)
     if not problem:
         return ""
+    ways = [*_other_sizes(cfg, seen, anchors), *_larger_input(seen, anchors), *_other_ratios(cfg, seen, hit_B, anchors)]
+    worth = [way for way in ways if way.share >= seen.share(hit_B) + _WORTH]
+    if not worth:
+        return f"{problem} Neither anchors of other sizes or ratios nor a larger input would change that much."
+    return f"{problem} Better: " + "; ".join(f"{way.text}: {_percent(way.share)} %" for way in worth) + "."
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A change, and the share of the boxes that have an anchor of IoU 0.5 or more with it."""
+
+    text: str
+    share: float
+
+
+def _other_sizes(cfg: Any, seen: SeenBoxes, anchors: AnchorGrid) -> list[_Way]:
     shares = {factor: seen.share(seen.reached_by(_scaled(anchors, factor))) for factor in _FACTORS}
-    factor = next(f for f, share in shares.items() if share >= max(shares.values()) - _NEAR_BEST)
-    if shares[factor] < seen.share(hit_B) + _WORTH:
-        return (
-            f"{problem} Anchors of other sizes would not reach many more: the boxes are longer or wider than "
-            "MODEL.ANCHORS.ASPECT_RATIOS, or too small for the finest level. Widen the ratios, or enlarge the input "
-            "(INPUT.TRAIN_TRANSFORMS, INPUT.TEST_TRANSFORMS)."
-        )
-    larger = f", or an input {1 / factor:.1f} times as large" if factor < 1 else ""
-    return (
-        f"{problem} Use {_sizes_text(cfg, anchors, factor)}, with which {_percent(shares[factor])} % have one{larger}."
-    )
+    factor = _smallest_of_the_best(shares)
+    if not _is_of(cfg, anchors):  # a project's grid comes from keys of its own
+        return [_Way(f"anchors {factor:.2f} times as large", shares[factor])]
+    sizes = ", ".join(f"{size * factor:.3g}" for size in cfg.SIZES)
+    return [_Way(f'MODEL.ANCHORS.SIZES "[{sizes}]"', shares[factor])]
+
+
+def _larger_input(seen: SeenBoxes, anchors: AnchorGrid) -> list[_Way]:
+    shares = {}
+    for factor in (1 / f for f in _FACTORS if f <= 1):
+        larger = replace(seen, sizes_N2=(seen.sizes_N2 * factor).round().long(), boxes_B4=seen.boxes_B4 * factor)
+        shares[factor] = larger.share(larger.reached_by(anchors))
+    factor = _smallest_of_the_best(shares)
+    return [_Way(f"an input {factor:.1f} times as large (SIZES and MAX_SIZE of the resizing, in training and test)",
+                 shares[factor])]  # fmt: skip
+
+
+def _other_ratios(cfg: Any, seen: SeenBoxes, hit_B: Tensor, anchors: AnchorGrid) -> list[_Way]:
+    """Return the ratios with three more, the quartiles of those of the boxes that no anchor reaches."""
+    missed_B4 = seen.boxes_B4[seen.is_even_B & ~hit_B]
+    if not len(missed_B4) or not _is_of(cfg, anchors):
+        return []
+    sides_B2 = (missed_B4[:, 2:] - missed_B4[:, :2]).double()
+    quartiles = (sides_B2[:, 1] / sides_B2[:, 0]).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    ratios = sorted({*cfg.ASPECT_RATIOS, *(float(f"{ratio:.2g}") for ratio in quartiles.tolist())})
+    shapes = [retinanet_shapes(size, scales_per_octave=cfg.SCALES_PER_OCTAVE, aspect_ratios=ratios)
+              for size in cfg.SIZES]  # fmt: skip
+    wider = AnchorGrid(shapes=shapes, strides=anchors.strides, offset=anchors.offset)
+    text = ", ".join(f"{ratio:g}" for ratio in ratios)
+    return [_Way(f'MODEL.ANCHORS.ASPECT_RATIOS "[{text}]"', seen.share(seen.reached_by(wider)))]
+
+
+def _smallest_of_the_best(shares: Mapping[float, float]) -> float:
+    """Return the first factor, as small changes come first, that is near the best."""
+    return next(factor for factor, share in shares.items() if share >= max(shares.values()) - _NEAR_BEST)
 
 
 def _problem(names: Sequence[str], seen: SeenBoxes, hit_B: Tensor) -> str:
@@ -213,14 +253,12 @@ def _problem(names: Sequence[str], seen: SeenBoxes, hit_B: Tensor) -> str:
     return f"Over half of the boxes of {', '.join(low)} have no anchor of IoU {REACHED} or more {where}." if low else ""
 
 
-def _sizes_text(cfg: Any, anchors: AnchorGrid, factor: float) -> str:
-    """Return what to set; a project's grid may come from other keys than MODEL.ANCHORS."""
-    if len(cfg.SIZES) == len(anchors.strides):
-        usual = build_anchors(cfg, anchors.strides)
-        pairs = zip(usual.cell_anchors, anchors.cell_anchors, strict=True)
-        if all(a.shape == b.shape and torch.equal(a, b.cpu()) for a, b in pairs):
-            return f"MODEL.ANCHORS.SIZES [{', '.join(f'{size * factor:.3g}' for size in cfg.SIZES)}]"
-    return f"anchors {factor:.2f} times as large"
+def _is_of(cfg: Any, anchors: AnchorGrid) -> bool:
+    """Return whether a grid is the one that MODEL.ANCHORS describes."""
+    if len(cfg.SIZES) != len(anchors.strides):
+        return False
+    pairs = zip(build_anchors(cfg, anchors.strides).cell_anchors, anchors.cell_anchors, strict=True)
+    return all(a.shape == b.shape and torch.equal(a, b.cpu()) for a, b in pairs)
 
 
 def _scaled(anchors: AnchorGrid, factor: float) -> AnchorGrid:

@@ -17,17 +17,23 @@ def runs_of(cfg: CfgNode) -> Path:
     return Path("runs") / cfg.config_name()
 
 
-def new_run_folder(cfg: CfgNode) -> Path:
-    """Make the folder of a new run: OUTPUT_DIR, which must not hold a run, or the next number below runs/<config>."""
+def new_run_folder(cfg: CfgNode, resume: bool = False) -> Path:
+    """Make the folder of a new run: OUTPUT_DIR, which must not hold a run, or the next number below runs/<config>.
+
+    With `resume`, OUTPUT_DIR may hold a run that ended before it saved anything; its rows are deleted.
+    """
     if not cfg.OUTPUT_DIR:
         return new_numbered_folder(runs_of(cfg))
     folder = Path(cfg.OUTPUT_DIR)
-    if any((folder / name).exists() for name in (METRICS, RESULTS, CHECKPOINTS)):
+    has_saved = (folder / RESULTS).exists() or any((folder / CHECKPOINTS).glob("*"))
+    if has_saved or (not resume and any((folder / name).exists() for name in (METRICS, CHECKPOINTS))):
         raise ConfigError(
             f"OUTPUT_DIR {folder} holds a run already: continue it with --resume, or name another folder (an empty "
             "OUTPUT_DIR makes a new one each time)"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (METRICS, TIMING):
+        (folder / name).unlink(missing_ok=True)
     return folder
 
 

@@ -72,11 +72,10 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         index = build_training_data(cfg)
         _log_data(index, plan)
         trainer = _build_trainer(cfg, plan, index.class_names, device, is_resumed)
-        if is_main() and not is_resumed:
-            _log_anchors(cfg, index, trainer.detector)
+        about_data = index.summary() + (_anchors_lines(cfg, index, trainer.detector) if is_main() else [])
         with values_are_the_configs():
             test_sets = TestSets(cfg, index.class_names)
-            parts = _build_parts(cfg, folder, index, plan)
+            parts = _build_parts(cfg, folder, index, plan, about_data)
     logger.info("run folder: %s", folder)
     if is_main() and not is_resumed:
         write_text_atomically(folder / CONFIG, cfg.dump())
@@ -101,7 +100,7 @@ def evaluate_only(cfg: CfgNode) -> dict[str, Any]:
         write_text_atomically(folder / CONFIG, cfg.dump())
     outcomes = test_sets.evaluate(placed(detector, device), device, autocast_dtype(cfg.PRECISION, device))
     show_results(outcomes)
-    return _finish(cfg, folder, outcomes, f"evaluation of {cfg.MODEL.WEIGHTS}")
+    return _finish(cfg, folder, outcomes, f"evaluation of {cfg.MODEL.WEIGHTS}", [])
 
 
 @dataclass
@@ -112,15 +111,16 @@ class _Parts:
     checkpointer: Checkpointer
     users_hooks: list[Any]
     loader_from: Callable[[int], Iterable[Batch]]
+    about_data: list[str]
 
 
-def _build_parts(cfg: CfgNode, folder: Path, index: ImageIndex, plan: Plan) -> _Parts:
+def _build_parts(cfg: CfgNode, folder: Path, index: ImageIndex, plan: Plan, about_data: list[str]) -> _Parts:
     def loader_from(start: int) -> Iterable[Batch]:
         return build_train_loader(cfg, index, start, plan.max_iter, cfg.SOLVER.IMS_PER_BATCH)
 
     loader_from(0)
     checkpointer = Checkpointer(folder / CHECKPOINTS, cfg.SOLVER.KEEP_CHECKPOINTS)
-    return _Parts(index, checkpointer, HOOKS.build_list(cfg.HOOKS), loader_from)
+    return _Parts(index, checkpointer, HOOKS.build_list(cfg.HOOKS), loader_from, about_data)
 
 
 def _build_trainer(
@@ -183,10 +183,13 @@ def _run(
     if is_main():
         final = {"model": trainer.detector.state_dict(), "iteration": trainer.iteration, **extra}
         write_atomically(folder / CHECKPOINTS / FINAL, lambda file: torch.save(final, file))
-    return _finish(cfg, folder, outcomes, f"{trainer.max_iter} iterations on {', '.join(cfg.DATASETS.TRAIN)}")
+    subtitle = f"{trainer.max_iter} iterations on {', '.join(cfg.DATASETS.TRAIN)}"
+    return _finish(cfg, folder, outcomes, subtitle, parts.about_data)
 
 
-def _finish(cfg: CfgNode, folder: Path, outcomes: list[Evaluated], subtitle: str) -> dict[str, Any]:
+def _finish(
+    cfg: CfgNode, folder: Path, outcomes: list[Evaluated], subtitle: str, about_data: list[str]
+) -> dict[str, Any]:
     results = joined_results(outcomes) if outcomes else {}
     write_predictions(folder, outcomes)
     if is_main():
@@ -196,6 +199,7 @@ def _finish(cfg: CfgNode, folder: Path, outcomes: list[Evaluated], subtitle: str
             folder,
             cfg=cfg,
             outcomes=outcomes,
+            about_data=about_data + [line for outcome in outcomes for line in outcome.index.summary()],
             results=results,
             environment=describe_environment(),
             next_steps=next_steps,
@@ -220,8 +224,16 @@ def _next_steps(cfg: CfgNode, folder: Path) -> list[tuple[str, str]]:
         script = f"from detkit.engine import import_projects\nimport_projects({folders})\n{script}"
     return [
         ("Detect in pictures of your own, in Python:", script),
-        ("Evaluate again, in a new folder (OUTPUT_DIR empty):", f"python tools/train_net.py {shlex.join(words)}"),
+        ("Evaluate again, in a new folder (OUTPUT_DIR empty):", f"{_python()} tools/train_net.py {shlex.join(words)}"),
     ]
+
+
+def _python() -> str:
+    """Return what to type for this interpreter: `python` where the shell finds it by that name."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    relative = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if relative.startswith("..") else relative)
 
 
 def _folder_of_project(name: str) -> str:
@@ -252,7 +264,7 @@ def _folder_of_run(cfg: CfgNode, resume: bool) -> tuple[Path, bool]:
             refuse_changed_config(folder, cfg)
     is_resumed = folder is not None
     if is_main() and folder is None:
-        folder = new_run_folder(cfg)
+        folder = new_run_folder(cfg, resume)
     text = broadcast_text(json.dumps([str(folder), is_resumed]))
     name, is_resumed = json.loads(text)
     return Path(name), is_resumed
@@ -274,16 +286,19 @@ def _log_data(index: ImageIndex, plan: Plan) -> None:
     logger.info("%s", plan.text)
 
 
-def _log_anchors(cfg: CfgNode, index: ImageIndex, detector: torch.nn.Module) -> None:
+def _anchors_lines(cfg: CfgNode, index: ImageIndex, detector: torch.nn.Module) -> list[str]:
+    """Log how the anchors fit the boxes, and return the lines."""
     try:
         coverage = anchor_coverage(cfg, index, detector)
     except Exception as error:  # advice is no reason to end a run; what is wrong with its config is said right after
         logger.warning("the fit of the anchors could not be measured: %s: %s", type(error).__name__, error)
-        return
-    if coverage is not None:
-        logger.info("%s", coverage.text())
-        if coverage.advice:
-            logger.warning("%s", coverage.advice)
+        return []
+    if coverage is None:
+        return []
+    logger.info("%s", coverage.text())
+    if coverage.advice:
+        logger.warning("%s", coverage.advice)
+    return [coverage.text(), *([coverage.advice] if coverage.advice else [])]
 
 
 def _frozen(cfg: CfgNode) -> CfgNode:

@@ -51,6 +51,7 @@ def write_report(
     title: str,
     results: Mapping[str, Any],
     pictures: Sequence[tuple[str, bytes]] = (),
+    about_data: Sequence[str] = (),
     config_text: str = "",
     environment: Mapping[str, str] | None = None,
     next_steps: Sequence[tuple[str, str]] = (),
@@ -66,6 +67,7 @@ def write_report(
         title: the name of the run.
         results: what an evaluator returned; {} where nothing was measured. None is shown as n/a.
         pictures: (caption, content of a PNG file), in the order to show them.
+        about_data: lines on the data sets: what was read, fixed, dropped.
         config_text: the run's configuration as YAML, shown folded.
         environment: name and value of what the run ran on.
         next_steps: (what one may want next, the command that does it).
@@ -74,6 +76,7 @@ def write_report(
     sections = [
         *[_section(task, _measures(values) + _classes(values)) for task, values in results.items()],
         _section("Pictures", "".join(_figure(caption, content) for caption, content in pictures)),
+        _section("Data", f"<pre>{escape(chr(10).join(about_data))}</pre>" if about_data else ""),
         _section("How to go on", "".join(_step(text, command) for text, command in next_steps)),
         _section("Configuration", _folded("The whole configuration of this run", config_text)),
         _section("Environment", _pairs(environment or {})),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -96,7 +97,7 @@ def damaged_json(content: bytes, rng: np.random.Generator) -> bytes:
             other, name = spots[rng.integers(len(spots))]
             parent[key] = json.loads(json.dumps(other[name])) if _holds(other, name) else None
         else:
-            parent[key] = VALUES[rng.integers(len(VALUES))]
+            parent[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
         if not any(True for _ in _spots(data)):
             break
     return json.dumps(data).encode()

@@ -75,7 +75,7 @@ def test_too_small_boxes_are_counted_and_the_sizes_that_reach_them_are_named(wri
     assert coverage.per_class == {"bolt": 0.0, "nut": 1.0}
     assert coverage.images_missed == 0.5
     assert coverage.advice.startswith("On 50 % of the pictures no box has an anchor of IoU 0.5 or more at 256 px. ")
-    assert "Use MODEL.ANCHORS.SIZES [16, 32, 64, 128, 256], with which 100 % have one" in coverage.advice
+    assert 'Better: MODEL.ANCHORS.SIZES "[16, 32, 64, 128, 256]": 100 %; ' in coverage.advice
     assert "an input 2.0 times as large" in coverage.advice
 
 
@@ -90,8 +90,15 @@ def test_boxes_of_another_shape_want_other_ratios(write, coverage_of):
     long = {f"{i}.png": [(0, (4.0 + 3 * i, 10.0 + 9 * i, 200.0 + 3 * i, 18.0 + 9 * i))] for i in range(12)}
     coverage = coverage_of(write(long))
     assert coverage.reached == 0
-    assert "ASPECT_RATIOS" in coverage.advice
-    assert "Anchors of other sizes would not reach many more" in coverage.advice
+    assert 'MODEL.ANCHORS.ASPECT_RATIOS "[0.041, 0.5, 1, 2]": 42 %.' in coverage.advice
+    assert "SIZES" not in coverage.advice
+    ratios = (0.041, 0.5, 1.0, 2.0)
+    assert coverage_of(write(long), ratios=ratios).reached == pytest.approx(0.42, abs=0.005)
+
+
+def test_where_nothing_helps_it_says_so(write, coverage_of):
+    specks = {f"{i}.png": [(0, (4.0 + 3 * i, 10.0, 4.1 + 3 * i, 10.9))] for i in range(12)}
+    assert "Neither anchors of other sizes or ratios nor a larger input" in coverage_of(write(specks)).advice
 
 
 def test_a_class_out_of_reach_is_named_even_where_the_others_are_many(write, coverage_of):
@@ -162,7 +169,7 @@ def test_a_grid_from_other_keys_is_advised_a_factor(write, coverage_of, monkeypa
     monkeypatch.delattr("detkit.modeling.detectors.retinanet.RetinaNet.assign")
     coverage = coverage_of(write(squares(32)))
     assert coverage.background_per_foreground is None
-    assert "Use anchors 0.71 times as large" in coverage.advice
+    assert "Better: anchors 0.71 times as large: 100 %" in coverage.advice
 
 
 def test_a_failure_is_a_warning_not_the_end_of_the_run(config, caplog, monkeypatch):
@@ -181,4 +188,4 @@ def test_a_run_says_its_coverage_at_the_start_and_warns(config, caplog):
     said = [record for record in caplog.records if "anchor" in record.getMessage()]
     assert "of the boxes have one of IoU 0.5 or more" in said[0].getMessage()
     warned = next(record for record in said if record.levelno == logging.WARNING)
-    assert "MODEL.ANCHORS.SIZES [" in warned.getMessage()
+    assert 'MODEL.ANCHORS.SIZES "[' in warned.getMessage()

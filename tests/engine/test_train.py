@@ -299,6 +299,17 @@ def test_after_a_run_with_a_project_the_next_steps_name_its_folder(config, tmp_p
     assert "import_projects(['my_project_b'])" in log
 
 
+def test_resume_of_a_run_that_saved_nothing_starts_it_anew(config, tmp_path):
+    out = f"OUTPUT_DIR={tmp_path / 'run'}"
+    train(config("SOLVER.MAX_ITER=1", f"OUTPUT_DIR={tmp_path / 'whole'}"))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"iteration": 1}\n')
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config("SOLVER.MAX_ITER=1", out))
+    train(config("SOLVER.MAX_ITER=1", out), resume=True)
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+
+
 def test_a_users_hook_runs_and_its_state_is_resumed(config, tmp_path):
     seen = []
 

@@ -49,12 +49,14 @@ def test_everything_given_is_shown(report, ground):
         subtitle="900 iterations",
         results=RESULTS,
         pictures=[("first batch", png_bytes(ground(5, 5)))],
+        about_data=["train.json: 5 pictures", "  boxes dropped: <3>"],
         config_text="MODEL:\n  NAME: x\n",
         environment={"torch": "2.13"},
         next_steps=[("Train longer:", "python tools/train_net.py")],
     )
     for text in (
         "quickstart / 3", "900 iterations", "62.3", "100.0", "n/a", "APs", "cat", "12.3", "正方形", "first batch",
+        "train.json: 5 pictures\n  boxes dropped: <3>",
         "MODEL:\n  NAME: x\n", "torch", "2.13", "Train longer:", "python tools/train_net.py",
     ):  # fmt: skip
         assert text in page.text
