@@ -13,6 +13,7 @@ Policies, each counted in the report:
   picture, and a name that leaves the image folder, is an error. One file under several image ids is noted; where ids
   are only numbers of ours, its entries are joined to one, and the others counted as dropped.
 - Pictures beside those of the annotations, in the same folders, are not used, and noted.
+- What looks like a mistake of the whole export (`mistakes`) is an error, or noted.
 
 What only a format can judge (ids, unknown classes, pictures that are not listed) is in the module of the format.
 """
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from detkit.data.errors import DataError
 from detkit.data.file_names import check_names, resolved_files
 from detkit.data.index import ImageIndex, packed_names
+from detkit.data.mistakes import box_text, first_share, names_of_two_cases, repeated, swapped_corners
 from detkit.data.report import ReadReport
 from detkit.data.scan import Scan, scan_pictures
 
@@ -54,6 +56,7 @@ class Found:
         normalised: boxes are shares of the picture's width and height, not pixels; they are multiplied by its size
             before they are judged.
         is_numbered: ids are numbers by order, which no file gives: entries of one file are joined, numbered anew.
+        first_pixel: what the file calls the first pixel, which its reader has taken off x0 and y0: 1 for VOC.
     """
 
     names: list[str]
@@ -67,6 +70,7 @@ class Found:
     annotation_ids: NDArray[np.int64]
     normalised: bool = False
     is_numbered: bool = False
+    first_pixel: int = 0
 
     @classmethod
     def numbered(
@@ -79,6 +83,7 @@ class Found:
         classes: NDArray[np.int64],
         is_crowd: NDArray[np.bool_] | None = None,
         normalised: bool = False,
+        first_pixel: int = 0,
     ) -> Found:
         """Return the columns of a format without ids: pictures and boxes get numbers from 1, in their order.
 
@@ -97,6 +102,7 @@ class Found:
             annotation_ids=np.arange(1, count + 1, dtype=np.int64),
             normalised=normalised,
             is_numbered=True,
+            first_pixel=first_pixel,
         )
 
 
@@ -110,7 +116,10 @@ def assemble(
     found, report = _located(found, root, report)
     scan = scan_pictures(root, found.names, report.source)
     report = _with_sizes(found, scan, root, report)
-    given = _in_pixels(_by_picture(found), scan.sizes_hw)
+    found = _by_picture(found)
+    _refuse_shares(found, scan.sizes_hw, report.source)
+    given = _in_pixels(found, scan.sizes_hw)
+    report = report.with_notes(*swapped_corners(given.boxes), *names_of_two_cases(class_names))
     index = _packed(given, scan.sizes_hw, root, class_names, category_ids, report)
     return _with_repeats_noted(_judged(index, given.boxes))
 
@@ -124,8 +133,8 @@ def _located(found: Found, root: str, report: ReadReport) -> tuple[Found, ReadRe
     repeats = len(files.names) - len(set(files.names))
     found = replace(found, names=files.names)
     if found.is_numbered and repeats:
-        found, report = _joined(found, report.source), report.without_images("listed twice", repeats)
-        repeats = 0
+        report = report.without_images("listed twice", repeats, repeated(files.names))
+        found, repeats = _joined(found, report.source), 0
     texts = {
         "pictures listed again under another image id": repeats,
         "other pictures in the same folders, which this set does not list, not used": files.others,
@@ -161,6 +170,20 @@ def _by_picture(found: Found) -> Found:
     """Return the boxes of picture 0 first, then those of picture 1, ...; in their order on a picture."""
     order = np.argsort(found.box_rows, kind="stable")
     return replace(found, **{name: getattr(found, name)[order] for name in _BOX_COLUMNS})
+
+
+def _refuse_shares(found: Found, sizes_hw: NDArray[np.int64], source: str) -> None:
+    """Raise DataError where boxes that should be pixels are shares; `sizes_hw` [I, 2]."""
+    if found.normalised:
+        return
+    as_written = found.boxes + np.array([found.first_pixel, found.first_pixel, 0, 0])
+    i = first_share(as_written, sizes_hw[found.box_rows])
+    if i is not None:
+        row = found.box_rows[i]
+        raise DataError(f"{source}: all boxes lie between 0 and 1, the first, with the corners "
+                        f"{box_text(as_written[i])}, on '{found.names[row]}', a picture of {_size(sizes_hw[row])} "
+                        "pixels: they are shares of its width and height, and this format has pixels. Export pixels; "
+                        "or export YOLO's format, which is the one with shares.")  # fmt: skip
 
 
 def _in_pixels(found: Found, sizes_hw: NDArray[np.int64]) -> Found:
@@ -215,13 +238,10 @@ def _judged(index: ImageIndex, given: NDArray[np.float64]) -> ImageIndex:
         "without an area": finite & ~positive,
         "wholly outside of the picture": finite & positive & ~inside,
     }
-    clipped = int((finite & positive & inside & ~still).sum())
-    index = replace(index, report=index.report.with_fixed("boxes over the border, clipped to the picture", clipped))
-    left = np.ones(len(given), dtype=np.bool_)
-    for reason, drop in reasons.items():
-        index = index.without_boxes(drop[left], reason)
-        left = left & ~drop
-    return index
+    clipped = finite & positive & inside & ~still
+    repair = "boxes over the border, clipped to the picture"
+    report = index.report.with_fixed(repair, int(clipped.sum()), index.names_of_boxes(clipped))
+    return replace(index, report=report).without_boxes_by(reasons)
 
 
 def _areas(boxes: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -242,7 +262,8 @@ def _with_sizes(found: Found, scan: Scan, root: str, report: ReadReport) -> Read
     wrong = np.flatnonzero(~is_unknown & (found.sizes_hw != scan.sizes_hw).any(1))
     if len(wrong):
         raise DataError(_wrong_sizes_text(found, scan, wrong, root, report.source))
-    measured = int(is_unknown.sum())
+    # No format with shares says a size, so that is not worth a line.
+    measured = 0 if found.normalised else int(is_unknown.sum())
     return scan.added_to(report.with_fixed("pictures of a size the annotations do not say, measured", measured))
 
 

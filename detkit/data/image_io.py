@@ -33,9 +33,9 @@ _SIDEWAYS = (5, 6, 7, 8)
 _WRONG_MODES = ("I", "F")  # Pillow's names of 32-bit integers and floats
 # How a file starts that is no picture although its name says so.
 _STARTS = {
-    b"<!doctype html": "it holds HTML, not a picture: a failed download?",
-    b"<html": "it holds HTML, not a picture: a failed download?",
-    b"<?xml": "it holds XML, not a picture: a failed download?",
+    b"<!doctype html": "it holds HTML, not a picture (a failed download?)",
+    b"<html": "it holds HTML, not a picture (a failed download?)",
+    b"<?xml": "it holds XML, not a picture (a failed download?)",
     b"version https://git-lfs": "it is a pointer of Git LFS, not the picture itself: run `git lfs pull`",
 }
 
@@ -85,6 +85,18 @@ def upright_size(image: Image.Image, turn: int) -> tuple[int, int]:
     return image.size if is_sideways else image.size[::-1]
 
 
+def brightest(path: str | Path) -> int:
+    """Return the largest value of a picture of 16 bits per channel, 0..65535; alpha does not count.
+
+    Pillow keeps only the high byte of colours: their low byte is taken as 255. Raises what Pillow raises. Pillow may
+    warn: call it inside `without_pillow_warnings`.
+    """
+    with Image.open(path) as image:
+        if image.mode.startswith("I;16"):
+            return int(np.asarray(image).astype(np.uint16).max())
+        return int(np.asarray(image.convert("RGB")).max()) << 8 | 255
+
+
 def is_turned(turn: int) -> bool:
     """Return whether an EXIF orientation asks for a turn or a mirror image."""
     return turn in _TURNS
@@ -121,7 +133,7 @@ def _reason_of_head(head: bytes) -> str:
     if not head:
         return "it is empty"
     if not head.strip(b"\0"):
-        return "it holds zeros only: a failed download or a full disk?"
+        return "it holds zeros only (a failed download or a full disk?)"
     is_text = head.isascii() and all(byte >= 32 or byte in b"\t\r\n\f" for byte in head)
     return "it holds text, not a picture" if is_text else ""
 

@@ -6,7 +6,7 @@ I pictures, B boxes, K classes. The boxes of picture i are rows `box_offsets[i]:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,17 +98,24 @@ class ImageIndex:
         return np.bincount(self.classes, minlength=len(self.class_names)).astype(np.int64)
 
     def without_boxes(self, drop: NDArray[np.bool_], reason: str) -> ImageIndex:
-        """Return the index without the boxes of a mask [B]; all pictures stay. The report counts them by `reason`."""
-        return self._without_boxes(drop, {reason: int(drop.sum())})
+        """Return the index without the boxes of a mask [B]; all pictures stay. The report counts them by `reason`, and
+        names the first pictures.
+        """
+        return self.without_boxes_by({reason: drop})
 
-    def _without_boxes(self, drop: NDArray[np.bool_], counts: Mapping[str, int]) -> ImageIndex:
-        """Return the index without the boxes of a mask [B], which `counts` gives by reason."""
+    def without_boxes_by(self, reasons: Mapping[str, NDArray[np.bool_]], *, named: bool = True) -> ImageIndex:
+        """Return the index without the boxes of several masks [B], none of them in two; all pictures stay.
+
+        The report counts them by reason and, where `named`, names the first pictures of each.
+        """
+        drop = np.zeros(self.num_boxes, dtype=np.bool_)
+        report = self.report
+        for reason, mask in reasons.items():
+            drop |= mask
+            report = report.without_boxes(reason, int(mask.sum()), self.names_of_boxes(mask) if named else ())
         if not drop.any():
             return self
         before = np.concatenate([[0], np.cumsum(~drop)])
-        report = self.report
-        for reason, count in counts.items():
-            report = report.without_boxes(reason, count)
         return replace(
             self,
             box_offsets=before[self.box_offsets].astype(np.int64),
@@ -116,8 +123,15 @@ class ImageIndex:
             **{name: getattr(self, name)[~drop] for name in _BOX_COLUMNS},
         )
 
+    def names_of_boxes(self, mask: NDArray[np.bool_]) -> Iterator[str]:
+        """Yield the file names of the pictures of the boxes of a mask [B], each once, in order."""
+        rows = np.searchsorted(self.box_offsets, np.flatnonzero(mask), side="right") - 1
+        return map(self.file_name, dict.fromkeys(rows.tolist()))
+
     def without_images(self, drop: NDArray[np.bool_], reason: str) -> ImageIndex:
-        """Return the index without the pictures of a mask [I] and their boxes. The report counts both."""
+        """Return the index without the pictures of a mask [I] and their boxes. The report counts both, and names the
+        first pictures.
+        """
         if not drop.any():
             return self
         kept = self.without_boxes(np.repeat(drop, self.box_counts()), f"on dropped pictures ({reason})")
@@ -130,7 +144,9 @@ class ImageIndex:
             image_ids=kept.image_ids[rows],
             sizes_hw=kept.sizes_hw[rows],
             box_offsets=_offsets(kept.box_counts()[rows]),
-            report=kept.report.without_images(reason, int(drop.sum())),
+            report=kept.report.without_images(
+                reason, int(drop.sum()), map(self.file_name, np.flatnonzero(drop).tolist())
+            ),
         )
 
     def repeated_boxes(self) -> NDArray[np.bool_]:
@@ -150,7 +166,8 @@ class ImageIndex:
         """Return the index without crowd regions, difficult objects and repeats of a box and, where `filter_empty`,
         without the pictures left without a box.
         """
-        index = self.without_boxes(self.is_crowd, "crowd regions and difficult objects, not for training")
+        crowds = "crowd regions and difficult objects, not for training"
+        index = self.without_boxes_by({crowds: self.is_crowd}, named=False)  # no fault of the files
         index = index.without_boxes(index.repeated_boxes(), "repeats of the same box, not for training")
         return index.without_images(index.box_counts() == 0, "without a box") if filter_empty else index
 
@@ -168,11 +185,9 @@ class ImageIndex:
                             f"{_some(names)} have no name in common. {_near(self.class_names, names)}"
                             "Rename the classes in the annotations, or use the data that the model was trained "
                             "for.")  # fmt: skip
-        counts = self.class_counts()
-        unknown = {f"of class '{name}', which the model does not have": int(counts[k])
+        unknown = {f"of class '{name}', which the model does not have": self.classes == k
                    for k, name in enumerate(self.class_names) if name not in names}  # fmt: skip
-        is_unknown = np.array([name not in names for name in self.class_names], dtype=np.bool_)
-        index = self._without_boxes(is_unknown[self.classes], unknown)
+        index = self.without_boxes_by(unknown)
         place = np.array([names.index(name) if name in names else -1 for name in self.class_names], dtype=np.int32)
         lacking = [name for name in names if name not in self.class_names]
         notes = [f"classes of the model that these data do not have: {_some(lacking)}"] if lacking else []
@@ -192,7 +207,8 @@ class ImageIndex:
         lines = self.report.lines()
         if self.num_boxes:
             empty, crowd = int((self.box_counts() == 0).sum()), int(self.is_crowd.sum())
-            lines.append(f"  pictures without a box: {empty}; crowd regions and difficult objects: {crowd}")
+            crowds = f"; crowd regions and difficult objects: {crowd}" if crowd else ""
+            lines.append(f"  pictures without a box: {empty}{crowds}")
             lines.append(f"  boxes per class: {_some(named, quote='')}")
             lines += [f"  classes without a box: {_some(lacking)}"] if lacking else []
         else:

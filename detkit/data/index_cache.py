@@ -124,7 +124,9 @@ def _read(path: Path, key: str, inputs: Sequence[Path], reader: str) -> ImageInd
     wrong = [name for name, dtype in _ARRAYS.items() if arrays[name].dtype != dtype]
     if wrong:
         raise ValueError(f"arrays of another type: {wrong}")
-    report = {**meta["report"], "notes": tuple(meta["report"]["notes"])}
+    report = meta["report"]
+    report["notes"] = tuple(report["notes"])
+    report["examples"] = {text: tuple(names) for text, names in report["examples"].items()}
     return ImageIndex(
         root=meta["root"],
         class_names=tuple(meta["class_names"]),

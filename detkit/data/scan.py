@@ -1,11 +1,12 @@
 """A look at the head and the end of every picture before anything starts: sizes, kinds, and files that are no pictures.
 
-Nothing is decoded, but for a picture whose end is not where it should be. Damage in the middle of a file is found when
-it is read.
+Nothing is decoded, but for a picture whose end is not where it should be, and the first few of 16 bits. Damage in the
+middle of a file is found when it is read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from PIL import Image
 
 from detkit.data.errors import DataError
 from detkit.data.image_io import (
+    brightest,
     check_mode,
     is_turned,
     orientation,
@@ -34,6 +36,8 @@ _THREADS = 8  # they wait for the disk; Pillow's part is one thread's work
 _CHUNK = 64
 _QUIET_SECONDS = 3.0  # less needs no progress
 _TAIL = 4096  # bytes; cameras append a little to their JPEG files
+_DECODED = 8  # pictures of 16 bits
+_DIM = 4096  # of 65535; a camera of 12 bits stays below
 
 _KINDS = {
     "1": "gray",
@@ -79,18 +83,20 @@ class Scan:
         sizes_hw: int64 [I, 2], height and width, upright.
         is_turned: bool [I], whether the EXIF orientation turns it.
         counts: how many pictures each remark is about.
+        warnings: lines on what training would suffer from.
     """
 
     sizes_hw: NDArray[np.int64]
     is_turned: NDArray[np.bool_]
     counts: dict[str, int]
+    warnings: tuple[str, ...] = ()
 
     def added_to(self, report: ReadReport) -> ReadReport:
-        """Return the report with the counts: what was converted as fixed, the rest as notes."""
+        """Return the report with the counts: what was converted as fixed, the rest and the warnings as notes."""
         for remark, count in self.counts.items():
             is_note = remark in (_HUGE, _FRAMES)
             report = report.with_notes(f"{remark}: {count}") if is_note else report.with_fixed(remark, count)
-        return report
+        return report.with_notes(*self.warnings)
 
 
 def scan_pictures(root: str, names: Sequence[str], source: str) -> Scan:
@@ -100,13 +106,28 @@ def scan_pictures(root: str, names: Sequence[str], source: str) -> Scan:
     if bad:
         first = "; ".join(f"'{name}': {reason}" for name, reason in bad[:5]) + ("; ..." if len(bad) > 5 else "")
         raise DataError(f"{source}: {len(bad)} of {len(names)} pictures in {root} cannot be read: {first}. Replace "
-                        "these files, or take them out of the annotations.")  # fmt: skip
+                        "these files, or remove them (and what the annotations say of them).")  # fmt: skip
     good = [head for head in heads if isinstance(head, Head)]
     return Scan(
         sizes_hw=np.array([head.size for head in good], dtype=np.int64).reshape(-1, 2),
         is_turned=np.array([TURNED in head.remarks for head in good], dtype=np.bool_),
         counts=dict(sorted(Counter(remark for head in good for remark in head.remarks).items())),
+        warnings=_darkness(root, [n for n, head in zip(names, good, strict=True) if _SIXTEEN_BITS in head.remarks]),
     )
+
+
+def _darkness(root: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return a warning where the first of the 16-bit pictures use so few of their bits that they read as black."""
+    values: dict[str, int] = {}
+    with without_pillow_warnings():
+        for name in names[:_DECODED]:
+            with contextlib.suppress(Exception):  # damage, of which the reading tells
+                values[name] = brightest(os.path.join(root, name))
+    if not values or max(values.values()) >= _DIM:
+        return ()
+    first = ", ".join(map(repr, list(values)[:3])) + (", ..." if len(values) > 3 else "")
+    return (f"WARNING: the {len(values)} of {len(names)} 16-bit pictures looked at ({first}) use values up to "
+            f"{max(values.values())} of 65535 and read as almost black: rescale them",)  # fmt: skip
 
 
 def _heads(paths: list[str]) -> list[Head | str]:

@@ -59,10 +59,7 @@ def test_shares_are_multiplied_by_the_known_size_before_they_are_judged(index_of
     assert index.boxes.tolist() == [[15, 3, 30, 27], [20, 0, 40, 10]]
     assert index.areas.tolist() == [15 * 24, 200]
     assert index.report.boxes_dropped == {"wholly outside of the picture": 1}
-    assert index.report.fixed == {
-        "pictures of a size the annotations do not say, measured": 1,
-        "boxes over the border, clipped to the picture": 1,
-    }
+    assert index.report.fixed == {"boxes over the border, clipped to the picture": 1}  # no size is said in shares
 
 
 @pytest.mark.parametrize("box", [[NAN, 0, 1, 1], [0, 0, INF, 1], [0.5, 0.5, 0.5, 0.6], [1e308, 0, 1, 1]])
@@ -113,6 +110,11 @@ def test_of_many_wrong_sizes_the_first_five_are_named(index_of, tmp_path, write_
 def test_odd_pictures_are_counted_in_the_report(index_of, tmp_path):
     Image.new("L", (30, 30)).save(tmp_path / "1.png")
     assert index_of().report.fixed == {"gray pictures read as RGB": 1}
+
+
+def test_a_warning_is_in_the_summary(index_of, tmp_path):
+    Image.fromarray(np.full((30, 30), 255, np.uint16)).save(tmp_path / "1.png")
+    assert any(line.startswith("  WARNING: ") and "('1.png')" in line for line in index_of().summary())
 
 
 def test_a_broken_picture_is_an_error_at_the_start(index_of, tmp_path):
@@ -194,7 +196,52 @@ def test_repeats_are_kept_for_evaluation_noted_and_left_out_of_training(index_of
 
 def test_crowds_and_difficult_objects_are_in_the_summary(index_of):
     index = index_of([(0, 0, True, [0, 0, 5, 5]), (0, 1, False, [0, 0, 5, 5])])
-    assert "crowd regions and difficult objects: 1" in "\n".join(index.summary())
+    assert "  pictures without a box: 2; crowd regions and difficult objects: 1" in index.summary()
+    assert "  pictures without a box: 2" in index.for_training(filter_empty=False).summary()
+
+
+SHARES = [[0, 0.1, 0.5, 0.6], [0.25, 0.2, 1, 0.3], [0.5, 0.5, 0.75, 1]]
+
+
+@pytest.mark.parametrize("first_pixel", [0, 1])
+def test_shares_where_pixels_belong_are_an_error(index_of, first_pixel):
+    boxes = [(2 - i, 0, False, [box[0] - first_pixel, box[1] - first_pixel, *box[2:]]) for i, box in enumerate(SHARES)]
+    boxes += [(0, 0, False, [NAN, 0, 1, 1]), (0, 0, False, [50, 50, 40, 40])]  # no boxes at all
+    with pytest.raises(DataError, match=r"here: all boxes lie between 0 and 1, .* corners \[0\.5, 0\.5, 0\.75, 1\], on "
+                                        r"'0\.png', a picture of 60 x 40 pixels.*Export pixels; or"):  # fmt: skip
+        index_of(boxes, first_pixel=first_pixel)
+
+
+def test_boxes_that_are_small_by_accident_are_no_shares(index_of):
+    assert index_of([(0, 0, False, box) for box in SHARES[:2]]).num_boxes == 2
+    assert index_of([(0, 0, False, box) for box in [*SHARES, [0, 0, 2, 1]]]).num_boxes == 4
+    assert index_of([(0, 0, False, box) for box in SHARES], normalised=True).num_boxes == 3
+
+
+def test_swapped_corners_are_noted(index_of):
+    boxes = [(0, 0, False, [9, 0, 5, 5]), (0, 0, False, [9, 9, 20, 3]), (0, 0, False, [1, 1, 9, 9])]
+    assert any("negative width or height: 2 of 3; are their corners swapped" in n for n in index_of(boxes).report.notes)
+    assert not index_of([*boxes, (0, 0, False, [1, 1, 5, 5])]).report.notes
+
+
+def test_the_pictures_of_what_was_dropped_and_clipped_are_named(index_of):
+    gone, over = [50, 50, 55, 55], [10, 10, 90, 20]
+    boxes = [
+        (1, 0, False, gone),
+        (0, 0, False, gone[::-1]),
+        (2, 1, False, over),
+        (0, 1, False, over),
+        (2, 0, True, over),
+    ]
+    index = index_of(boxes).with_classes(["b", "c"]).for_training(filter_empty=True)
+    lines = index.report.lines()
+    assert "  boxes dropped, wholly outside of the picture: 1 ('1.png')" in lines
+    assert "  boxes dropped, without an area: 1 ('0.png')" in lines
+    assert "  boxes dropped, of class 'a', which the model does not have: 1 ('2.png')" in lines
+    assert "  boxes over the border, clipped to the picture: 3 ('0.png', '2.png')" in lines
+    assert "  pictures dropped, without a box: 1 ('1.png')" in lines
+    trained = index_of(boxes).for_training(filter_empty=False)
+    assert "  boxes dropped, crowd regions and difficult objects, not for training: 1" in trained.report.lines()
 
 
 def test_no_picture_at_all_gives_an_empty_index(index_of):

@@ -52,6 +52,11 @@ def test_training_without_a_box_is_an_error(config, named, boxes):
         build_training_data(config(TRAIN=(named(boxes=boxes),)))
 
 
+def test_training_on_a_file_without_annotations_says_that_it_has_none(config, named):
+    with pytest.raises(DataError, match=r"(?s)no box to learn from.*the file has no 'annotations'"):
+        build_training_data(config(TRAIN=(named(change=lambda data: data.pop("annotations")),)))
+
+
 @pytest.mark.parametrize("train", [(), "coco:a:b"])
 def test_training_on_nothing_names_the_key(config, train):
     with pytest.raises(DataError, match=r"DATASETS\.TRAIN is"):

@@ -213,15 +213,27 @@ def test_summary_counts_what_is_there():
 
 
 def test_reports_add_and_forget_nothing():
-    a = ReadReport("a", 3, 10).without_boxes("x", 2).with_fixed("y", 1).with_notes("n")
-    b = ReadReport("b", 4, 5).without_boxes("x", 1).without_images("z", 4).without_boxes("w", 0)
-    both = a + b
+    a = ReadReport("a", 3, 10).without_boxes("x", 2, ["1.jpg"]).with_fixed("y", 1).with_notes("n")
+    b = ReadReport("b", 4, 5).without_boxes("x", 1, ["2.jpg"]).without_images("z", 4, "123").without_boxes("w", 0)
+    both = a + b.without_images("z", 0)
     assert (both.images_kept, both.boxes_kept) == (3, 12)
     assert both.boxes_dropped == {"x": 3}
     assert both.lines() == [
         "a + b: 3 of 7 pictures, 12 of 15 boxes",
-        "  pictures dropped, z: 4",
-        "  boxes dropped, x: 3",
+        "  pictures dropped, z: 4 ('1', '2', '3')",
+        "  boxes dropped, x: 3 ('1.jpg', '2.jpg')",
         "  y: 1",
         "  n",
     ]
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_a_report_names_the_first_three_and_says_that_there_are_more(count):
+    names = [f"{i}.jpg" for i in range(count)]
+    at_once = ReadReport("a", 9).with_fixed("y", 2 * count, names + names)
+    one_by_one = ReadReport("a", 9)
+    for name in names:
+        one_by_one = one_by_one.with_fixed("y", 2, [name])
+    shown = ["'0.jpg'", "'1.jpg'", "'2.jpg'", "..."][:count]
+    assert at_once.lines()[1:] == ([f"  y: {2 * count} ({', '.join(shown)})"] if count else [])
+    assert one_by_one.lines() == at_once.lines()

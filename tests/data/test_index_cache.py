@@ -77,6 +77,7 @@ def test_a_kept_index_is_the_fresh_one(old_coco, builds):
     assert fresh.summary() == kept.summary()
     assert kept.report.notes
     assert kept.report.fixed
+    assert kept.report.examples
 
 
 def test_an_empty_index_is_kept(old_coco, builds):

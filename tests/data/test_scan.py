@@ -187,8 +187,8 @@ def test_all_that_is_no_picture_is_listed_in_one_error(tmp_path, monkeypatch):
         "'deep.tif': its pixels of 32 bits",
         "'empty.jpg': it is empty",
         "'folder.jpg': it is a folder",
-        "'page.jpg': it holds HTML, not a picture: a failed download?; ...",
-        "take them out of the annotations",
+        "'page.jpg': it holds HTML, not a picture (a failed download?); .... Replace",
+        "Replace these files, or remove them (and what the annotations say of them).",
     ):
         assert part in text
     assert "text.jpg" not in text
@@ -217,3 +217,40 @@ def test_a_long_scan_shows_how_far_it_is(tmp_path, monkeypatch, caplog):
     with caplog.at_level("INFO", logger="detkit"):
         scan_pictures(str(tmp_path), names, "here")
     assert "looking at the pictures: 70 of 70" in caplog.text
+
+
+def dark(folder, name, highest):
+    pixels = np.zeros((4, 4), np.uint16)
+    pixels[1, 2] = highest
+    return save(folder, name, Image.fromarray(pixels))
+
+
+def test_sixteen_bits_of_which_few_are_used_give_a_warning(tmp_path):
+    names = [dark(tmp_path, f"{i}.png", 4095 - i) for i in range(9)] + [save(tmp_path, "a.png", noise())]
+    report = scan_pictures(str(tmp_path), names, "here").added_to(scan.ReadReport("here"))
+    assert report.notes == (
+        "WARNING: the 8 of 9 16-bit pictures looked at ('0.png', '1.png', '2.png', ...) use values up to 4095 of 65535 "
+        "and read as almost black: rescale them",
+    )
+
+
+@pytest.mark.parametrize("highest", [4096, 65535])
+def test_one_bright_picture_is_enough(tmp_path, highest):
+    names = [dark(tmp_path, "0.png", 255), dark(tmp_path, "1.png", highest)]
+    assert scan_pictures(str(tmp_path), names, "here").warnings == ()
+
+
+@pytest.mark.parametrize(("kind", "high", "is_dark"), [(2, 15, True), (2, 16, False), (6, 15, True), (6, 16, False)])
+def test_colours_of_sixteen_bits_may_be_dark_too(tmp_path, write_png, kind, high, is_dark):
+    pixel = bytes([high, 0] * 3) + (b"\xff\xff" if kind == 6 else b"")
+    write_png(tmp_path / "a.png", depth=16, kind=kind, rows=[pixel * 2])
+    warnings = scan_pictures(str(tmp_path), ["a.png"], "here").warnings
+    assert ["values up to 4095 of 65535" in text for text in warnings] == [True] * is_dark
+
+
+def test_damage_in_the_only_picture_of_sixteen_bits_is_left_to_the_reading(tmp_path):
+    name = dark(tmp_path, "a.png", 1)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 0xFF
+    (tmp_path / name).write_bytes(content)
+    assert scan_pictures(str(tmp_path), [name], "here").warnings == ()

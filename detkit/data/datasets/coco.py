@@ -4,6 +4,7 @@ Policies beyond those of `assemble`: an annotation of an unknown picture is drop
 of an unknown category, an error. A picture listed twice the same is read once; one id for two pictures is an error.
 Annotation ids that repeat or are missing are numbered anew, noted. Categories of one name are one class, noted; one id
 for two names is an error. Ids may start anywhere and have gaps. A file without `annotations` is for predictions only.
+Boxes that look like corners are an error.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from detkit.data.errors import DataError
 from detkit.data.file_names import is_encodable, relative_paths_hint
 from detkit.data.index import ImageIndex
 from detkit.data.index_cache import cached_classes, cached_index
+from detkit.data.mistakes import box_text, first_corners
 from detkit.data.report import ReadReport
 from detkit.files import datasets_folder
 from detkit.registry import DATASETS
@@ -69,8 +71,23 @@ def _read_coco(annotations: Path, images: Path) -> ImageIndex:
     report = ReadReport(source, images_read=len(records), boxes_read=len(notes))
     found, categories, report = _found(records, notes, class_of, report)
     report = report.with_notes(*_shared_names(class_names, class_of))
+    report = report if "annotations" in data else report.with_notes("the file has no 'annotations'")
     category_ids = _result_ids(categories, class_of, lowest)
-    return assemble(found, root=str(images), class_names=class_names, category_ids=category_ids, report=report)
+    index = assemble(found, root=str(images), class_names=class_names, category_ids=category_ids, report=report)
+    _refuse_corners(found, index.sizes_hw[found.box_rows], source)
+    return index
+
+
+def _refuse_corners(found: Found, sizes_hw: NDArray[np.int32], source: str) -> None:
+    """Raise DataError where the boxes [B, 4] look like corners; `sizes_hw` [B, 2] are the sizes of their pictures."""
+    i = first_corners(found.boxes, sizes_hw.astype(np.int64))
+    if i is not None:
+        x, y, x1, y1 = found.boxes[i]
+        height, width = sizes_hw[i]
+        raise DataError(f"{source}: the boxes look like corners: annotation {found.annotation_ids[i]} has the bbox "
+                        f"{box_text([x, y, x1 - x, y1 - y])} on '{found.names[found.box_rows[i]]}', which is {width} x "
+                        f"{height} pixels. COCO's bbox must be [x, y, width, height]. Export it so, or subtract x and "
+                        "y from the third and the fourth value of every bbox.")  # fmt: skip
 
 
 def _found(
@@ -188,13 +205,14 @@ def _pictures(
     if len(first) == len(ids):
         return records, ids, report
     place = {int(ids[row]): records[row].get("file_name") for row in first}
-    for row in np.setdiff1d(np.arange(len(ids)), first):
+    others = np.setdiff1d(np.arange(len(ids)), first)
+    for row in others:
         name, other = records[row].get("file_name"), place[int(ids[row])]
         if name != other:
             raise DataError(f"{report.source}: two pictures have the id {ids[row]}: '{other}' and '{name}'; whose "
                             "the boxes are cannot be told. Give every picture its own id.")  # fmt: skip
     rows = np.sort(first)
-    report = report.without_images("listed twice", len(ids) - len(rows))
+    report = report.without_images("listed twice", len(others), [str(records[row].get("file_name")) for row in others])
     return [records[row] for row in rows], ids[rows], report
 
 
@@ -211,7 +229,8 @@ def _of_known_pictures(
     if len(wanted) and not known.any():
         raise DataError(f"{report.source}: no annotation belongs to a listed picture: annotations name the image ids "
                         f"{wanted[:3].tolist()}, pictures have {ids[:3].tolist()}. Export both together.")  # fmt: skip
-    report = report.without_boxes("of a picture that is not listed", int((~known).sum()))
+    lost = wanted[~known].tolist()
+    report = report.without_boxes("of a picture that is not listed", len(lost), [f"image_id {i}" for i in lost])
     kept = notes if known.all() else [notes[i] for i in np.flatnonzero(known)]
     return kept, order[place[known]], report
 

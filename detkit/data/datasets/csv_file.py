@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit.data.assemble import Found, assemble
-from detkit.data.datasets.plain import first_of, number
+from detkit.data.datasets.plain import first_of, is_number, number
 from detkit.data.errors import DataError
 from detkit.data.file_names import relative_paths_hint
 from detkit.data.index import ImageIndex
@@ -174,18 +174,10 @@ def _header(fields: Sequence[str], place: str) -> list[str]:
 
 def _refuse_unknown_header(fields: Sequence[str], place: str) -> None:
     """Raise DataError where a first row that is not read as a header has only words: it is one, in other words."""
-    if len(fields) > 1 and all(fields) and not any(map(_is_number, fields)):
+    if len(fields) > 1 and all(fields) and not any(map(is_number, fields)):
         known = "; ".join(f"{key}: {', '.join(names)}" for key, names in _COLUMNS.items())
         raise DataError(f"{place}: {first_of(fields, 12)} looks like a header, and no column of corners has a known "
                         f"name. Name the columns so ({known}), boxes as corners in pixels.")  # fmt: skip
-
-
-def _is_number(text: str) -> bool:
-    try:
-        number(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _corners(texts: Sequence[str], place: str) -> tuple[float, ...]:

@@ -17,6 +17,15 @@ def number(text: str) -> float:
     return float(text)
 
 
+def is_number(text: str) -> bool:
+    """Return whether `number` takes a text."""
+    try:
+        number(text)
+    except ValueError:
+        return False
+    return True
+
+
 def files_of(folder: Path | str) -> list[str]:
     """Return the sorted names in a folder that are not hidden; the empty list where there is no such folder."""
     try:

@@ -28,6 +28,7 @@ from detkit.data.errors import DataError
 from detkit.data.file_names import check_names, is_picture
 from detkit.data.index import ImageIndex
 from detkit.data.index_cache import cached_classes, cached_index
+from detkit.data.mistakes import repeated
 from detkit.data.report import ReadReport
 from detkit.files import datasets_folder
 from detkit.registry import DATASETS, near_misses
@@ -132,6 +133,7 @@ def _read_voc(layout: Layout, split: str | None, class_names: tuple[str, ...]) -
         boxes=_boxes(kept),
         classes=_classes(kept, class_names),
         is_crowd=np.array([flag for a in kept for flag in a.difficult], dtype=np.bool_),
+        first_pixel=1,
     )
     ids = tuple(range(1, len(class_names) + 1))
     report = report.with_notes(*_notes(kept))
@@ -165,8 +167,10 @@ def _listed(layout: Layout, split: str | None, report: ReadReport) -> tuple[list
         raise DataError(f"{path}: none of the {len(names)} pictures it lists ({first_of(names)}) has an XML file in "
                         f"{layout.annotations}, which holds {first_of(list(layout.xml_files.values()))}. "
                         "A split lists names without folder and extension.")  # fmt: skip
-    report = replace(report, images_read=len(names)).without_images("listed twice", len(names) - len(distinct))
-    return listed, report.without_images("listed without an XML file", len(distinct) - len(listed))
+    report = replace(report, images_read=len(names))
+    report = report.without_images("listed twice", len(names) - len(distinct), repeated(names))
+    lost = [name for name in distinct if name not in known]
+    return listed, report.without_images("listed without an XML file", len(lost), lost)
 
 
 def _split_lines(layout: Layout, split: str) -> list[str]:
@@ -199,10 +203,15 @@ def _paired(
         raise DataError(f"{report.source}: none of its {len(annotations)} XML files has its picture in "
                         f"{layout.pictures}, which holds {first_of(files_of(layout.pictures))}. A picture has the "
                         f"name of its XML file: {first_of(layout.stems)}.")  # fmt: skip
+    return paired, _without(report, [a for a, name in zip(annotations, names, strict=True) if not name])
+
+
+def _without(report: ReadReport, lost: list[Annotation]) -> ReadReport:
+    """Return the report with XML files dropped that have no picture, and their boxes."""
     reason = "XML file without its picture"
-    report = report.without_images(reason, len(annotations) - len(paired))
-    lost = boxes - sum(len(annotation.names) for annotation, _ in paired)
-    return paired, report.without_boxes(f"on dropped pictures ({reason})", lost)
+    report = report.without_images(reason, len(lost), [a.path.name for a in lost])
+    boxes = sum(len(a.names) for a in lost)
+    return report.without_boxes(f"on dropped pictures ({reason})", boxes, [a.path.name for a in lost if a.names])
 
 
 def _picture_names(layout: Layout, annotations: list[Annotation]) -> tuple[list[str], int]:
@@ -236,10 +245,10 @@ def _only(annotation: Annotation, same: Sequence[str]) -> str:
 
 
 def _boxes(annotations: Sequence[Annotation]) -> NDArray[np.float64]:
-    """Return the boxes as continuous xyxy [B, 4]; empty where the corners as written enclose nothing."""
+    """Return the boxes as continuous xyxy [B, 4]; without an area where the corners as written enclose nothing."""
     corners = np.array([row for a in annotations for row in a.corners], dtype=np.float64).reshape(-1, 4)
     low, high = corners[:, :2], corners[:, 2:]
-    return np.concatenate([low - 1, np.where(high <= low, low - 1, high)], 1)
+    return np.concatenate([low - 1, np.where(high <= low, np.minimum(high, low - 1), high)], 1)
 
 
 def _classes(annotations: Sequence[Annotation], class_names: tuple[str, ...]) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detkit.data.assemble import Found, assemble
-from detkit.data.datasets.plain import files_of, first_of, read_lines
+from detkit.data.datasets.plain import files_of, first_of, is_number, read_lines
 from detkit.data.datasets.yolo_labels import Entry, label_files, label_folder
 from detkit.data.datasets.yolo_yaml import YoloYaml, read_yolo_yaml, require_below
 from detkit.data.errors import DataError
@@ -212,8 +212,18 @@ def _bad_line(path: str, number: int, line: bytes) -> DataError:
         text = "\0"
     if "\0" in text:
         return DataError(f"the label file {path} is not UTF-8 text. {_LINE}")
-    count = len(text.split())
-    return DataError(f"{path}:{number}: {text.strip()!r:.100} has {count} values, or one that is no number. {_LINE}")
+    return DataError(
+        f"{path}:{number}: {text.strip()!r:.100} {_wrong_with([w.decode() for w in line.split()])}. {_LINE}"
+    )
+
+
+def _wrong_with(words: Sequence[str]) -> str:
+    for i, word in enumerate(words, 1):
+        if not (word.isascii() and is_number(word)):
+            hint = " (values are separated by spaces)" if "," in word else ""
+            return f"has {word!r:.40} as value {i}, which is no number{hint}"
+    confidence = "; is the last one a confidence? Take it out" if len(words) == 6 else ""
+    return f"has {len(words)} values{confidence}"
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float, float, float]:

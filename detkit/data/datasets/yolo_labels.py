@@ -66,22 +66,38 @@ def label_files(entries: Sequence[Entry], rows: Iterable[int], source: str) -> t
 
 def _no_labels(part: Path, pictures: Sequence[str], folders: _LabelFolders, source: str) -> DataError:
     folder, base = os.path.split(pictures[0])
-    labels, names = folders.of(folder)
-    wanted = os.path.join(labels, f"{_stem(base)}.txt")
-    return DataError(f"{source}: none of the {len(pictures)} pictures of {part} has a label file. Looked for {wanted}; "
-                     f"that folder holds {first_of(list(names.values()))}. A label file has the name of its picture, "
-                     "in the folder 'labels' beside 'images', or beside the picture. Where no picture has an object, "
-                     "give one of them an empty label file.")  # fmt: skip
+    places = dict.fromkeys([labels_beside(folder) or folder, folders.of(folder)[0]])
+    looked = " ".join(f"Looked for {os.path.join(place, _stem(base))}.txt; that folder {_held(place)}."
+                      for place in places)  # fmt: skip
+    return DataError(f"{source}: none of the {len(pictures)} pictures of {part} has a label file. {looked} A label "
+                     "file has the name of its picture; it belongs in the folder 'labels' beside the folder 'images', "
+                     "or, without that, beside the picture. Where no picture has an object, give one of them an empty "
+                     "label file.")  # fmt: skip
+
+
+def _held(folder: str) -> str:
+    files = files_of(folder)
+    texts = [name for name in files if name.lower().endswith(".txt")]
+    if not os.path.isdir(folder):
+        return "does not exist"
+    if texts:
+        return f"holds {first_of(texts)}"
+    return f"holds no .txt file, but {len(files)} of another kind ({first_of(files, 3)})" if files else "is empty"
 
 
 def label_folder(folder: str) -> str:
     """Return where the labels of a folder of pictures lie."""
+    labels = labels_beside(folder)
+    return labels if labels and os.path.isdir(labels) else folder
+
+
+def labels_beside(folder: str) -> str:
+    """Return the folder `labels` that stands for a folder of pictures, there or not; "" where no `images` is in it."""
     parts = folder.split(os.sep)
-    if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
-        labels = os.sep.join([*parts[:last], "labels", *parts[last + 1 :]])
-        return labels if os.path.isdir(labels) else folder
-    return folder
+    if "images" not in parts:
+        return ""
+    last = len(parts) - 1 - parts[::-1].index("images")
+    return os.sep.join([*parts[:last], "labels", *parts[last + 1 :]])
 
 
 def _stem(name: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from detkit.config import ConfigError
 from detkit.config.yaml_file import Layer, read_text
-from detkit.data.datasets.plain import first_of, require_folder
+from detkit.data.datasets.plain import first_of
+from detkit.data.datasets.yolo_hints import needs_yaml
 from detkit.data.errors import DataError
 from detkit.data.file_names import relative_paths_hint
 from detkit.files import datasets_folder
@@ -27,12 +28,14 @@ class YoloYaml:
         root: the folder that its paths start from, absolute and without `..`.
         names: the class name of each index, in the order of these.
         splits: split -> folders and lists of pictures, as written.
+        notes: what took a guess, for the report.
     """
 
     path: Path
     root: Path
     names: dict[int, str]
     splits: dict[str, list[str]]
+    notes: tuple[str, ...] = ()
 
     def class_names(self) -> tuple[str, ...]:
         """Return the names in the order of their indices; a name that several indices have appears once."""
@@ -50,14 +53,12 @@ class YoloYaml:
             raise DataError(f"{self.path}: it has no split '{split}' but {first_of(list(self.splits))}.{hint} "
                             "The form is yolo:PATH/data.yaml:SPLIT.")  # fmt: skip
         found = [self._found(entry, split) for entry in self.splits[split]]
-        return [path for path, _ in found], [note for _, note in found if note]
+        return [path for path, _ in found], [*self.notes, *(note for _, note in found if note)]
 
     def _found(self, entry: str, split: str) -> tuple[Path, str]:
         """Return what an entry names, and a note where that took a guess."""
         exact = _absolute(self.root / entry)
-        inner = entry
-        while inner.startswith("../"):  # an exporter's habit, for a working folder below the root
-            inner = inner[3:]
+        inner = _without_ups(entry)
         if os.path.exists(exact):
             note = ""
         elif inner != entry and os.path.exists(self.root / inner):
@@ -83,10 +84,21 @@ def read_yolo_yaml(path: Path) -> YoloYaml:
     if "kpt_shape" in tree:
         raise DataError(f"{layer.place(('kpt_shape',))}: the labels hold keypoints, whose lines cannot be told from "
                         "polygons; export boxes")  # fmt: skip
-    return YoloYaml(path, _root(layer, path), _names(layer, path), _splits(layer, path))
+    splits = _splits(layer, path)
+    root, notes = _root(layer, path, splits)
+    return YoloYaml(path, root, _names(layer, path), splits, notes)
+
+
+def _without_ups(entry: str) -> str:
+    """Return an entry without leading `../`, an exporter's habit, for a working folder below the root."""
+    while entry.startswith("../"):
+        entry = entry[3:]
+    return entry
 
 
 def _layer(path: Path) -> Layer:
+    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix.lower() in (".txt", ".names")):
+        raise DataError(needs_yaml(path))
     try:
         return read_text(path.read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
@@ -99,16 +111,26 @@ def _layer(path: Path) -> Layer:
         raise DataError(str(error)) from error
 
 
-def _root(layer: Layer, path: Path) -> Path:
+def _root(layer: Layer, path: Path, splits: dict[str, list[str]]) -> tuple[Path, tuple[str, ...]]:
+    """Return the root, and notes where that took a guess."""
     given = layer.tree.get("path")
     if given is None:
-        return _absolute(path.parent)
+        return _absolute(path.parent), ()
     if not isinstance(given, str):
         raise DataError(f"{layer.place(('path',))}: 'path' is {given!r}, not a folder")
-    if not os.path.isdir(path.parent / given) and os.path.isdir(datasets_folder() / given):
-        return _absolute(datasets_folder() / given)
-    require_folder(path.parent / given, f"{layer.place(('path',))}: the folder 'path: {given}', which is")
-    return _absolute(path.parent / given)
+    places = [_absolute(folder / given) for folder in (path.parent, datasets_folder())]
+    for place in places:
+        if os.path.isdir(place):
+            return place, ()
+    entries = [_without_ups(entry) for entries in splits.values() for entry in entries]
+    if any(os.path.exists(path.parent / entry) for entry in entries):
+        return _absolute(path.parent), (f"'path: {given}' does not exist: read as the folder of {path.name}, where the "
+                                        "pictures are",)  # fmt: skip
+    tried = str(places[0])
+    if not os.path.isabs(given):
+        tried += f" (from the folder of {path.name}) and {places[1]} (from $DETKIT_DATASETS, or the working folder)"
+    raise DataError(f"{layer.place(('path',))}: the folder 'path: {given}' does not exist: tried {tried}. Write "
+                    f"'path: .' where the pictures lie beside {path.name}. {relative_paths_hint()}")  # fmt: skip
 
 
 def _names(layer: Layer, path: Path) -> dict[int, str]:

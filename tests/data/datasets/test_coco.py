@@ -109,6 +109,41 @@ def test_a_box_over_the_border_is_clipped_and_counted(coco_index, box, clipped):
     assert adds_up(index)
 
 
+CORNERS = [[2, 3, 20, 30], [30, 5, 50, 40], [20, 20, 60, 30]]  # of a 40 x 60 picture
+
+
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_boxes_written_as_corners_are_an_error(coco_files, is_measured):
+    def change(data):
+        for record in data["images"] if is_measured else []:
+            del record["width"], record["height"]
+
+    files = coco_files(boxes=[(1, 1, box) for box in CORNERS], change=change)
+    with pytest.raises(DataError, match=r"annotations\.json: the boxes look like corners: annotation 2 has the bbox "
+                                        r"\[30, 5, 50, 40\] on '1\.png', which is 60 x 40 pixels.*must be "
+                                        r"\[x, y, width, height\]\. Export it so"):  # fmt: skip
+        read_coco(*files)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        CORNERS[:2],  # too few to tell
+        [*CORNERS, [9, 9, 5, 5]],  # no corners
+        [*CORNERS, [20, 30, 50, 60]],  # nor here, which would lie outside
+        [*CORNERS[1:], [0, 0, 5, 5], [1, 1, 7, 7], [0, 1, 9, 7], [1, 1, 9, 9], [2, 2, 9, 9], [0, 2, 9, 9]],  # a quarter
+    ],
+)
+def test_boxes_over_the_border_need_not_be_corners(coco_index, boxes):
+    index = coco_index(boxes=[(1, 1, box) for box in boxes])
+    assert index.num_boxes == len(boxes)
+
+
+def test_a_file_without_annotations_says_so(coco_index):
+    index = coco_index(change=lambda data: data.pop("annotations"))
+    assert index.report.notes == ("the file has no 'annotations'",)
+
+
 def test_rounding_at_the_border_is_not_worth_a_count(coco_index):
     index = coco_index(boxes=[(1, 1, [50, 0, 10.02, 10])])
     assert kept(index) == [[50, 0, 60, 10]]
@@ -157,6 +192,7 @@ def test_no_pictures_gives_an_empty_index(coco_index):
 def test_annotations_of_an_unknown_picture_are_dropped_and_counted(coco_index):
     index = coco_index(boxes=[(1, 1, [0, 0, 9, 9]), (77, 1, [0, 0, 9, 9]), (0, 1, [0, 0, 9, 9])])
     assert index.report.boxes_dropped == {"of a picture that is not listed": 2}
+    assert "  boxes dropped, of a picture that is not listed: 2 ('image_id 77', 'image_id 0')" in index.report.lines()
     assert adds_up(index)
 
 
@@ -164,6 +200,7 @@ def test_a_picture_listed_twice_the_same_is_read_once(coco_index):
     index = coco_index(change=lambda data: data["images"].append(dict(data["images"][0])))
     assert index.image_ids.tolist() == [1, 2]
     assert index.report.images_dropped == {"listed twice": 1}
+    assert "  pictures dropped, listed twice: 1 ('1.png')" in index.report.lines()
     assert index.num_boxes == 2
     assert adds_up(index)
 

@@ -151,3 +151,14 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_name_without_both_parts_shows_the_form(spec):
     with pytest.raises(DataError, match=r"csv:PATH/annotations\.csv:PATH/images"):
         open_dataset(spec)
+
+
+def test_shares_are_an_error(table):
+    rows = "".join(f"a.jpg,0.{i},0.2,0.9,0.75,cat\n" for i in (1, 2, 3))
+    with pytest.raises(DataError, match=r"all boxes lie between 0 and 1, .* corners \[0\.1, 0\.2, 0\.9, 0\.75\].*YOLO"):
+        open_dataset(table(rows)).load()
+
+
+def test_swapped_corners_are_noted(table):
+    index = open_dataset(table("a.jpg,9,9,1,1,cat\n")).load()
+    assert "negative width or height: 1 of 1; are their corners swapped" in "".join(index.report.notes)

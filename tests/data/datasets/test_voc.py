@@ -100,14 +100,14 @@ def test_a_split_file_may_have_blank_lines_a_second_column_and_names_with_spaces
 def test_a_picture_listed_twice_is_read_once(voc):
     index = load(voc({"a": xml(), "b": xml()}, split=["a", "b", "a"]), "train")
     assert names_of(index) == ["a.jpg", "b.jpg"]
-    assert index.report.images_dropped == {"listed twice": 1}
+    assert "  pictures dropped, listed twice: 1 ('a')" in index.report.lines()
     assert adds_up(index)
 
 
 def test_a_listed_picture_without_an_xml_file_is_dropped_and_counted(voc):
     index = load(voc({"a": xml()}, split=["a", "b"], pictures=["a.jpg", "b.jpg"]), "train")
     assert names_of(index) == ["a.jpg"]
-    assert index.report.images_dropped == {"listed without an XML file": 1}
+    assert "  pictures dropped, listed without an XML file: 1 ('b')" in index.report.lines()
     assert adds_up(index)
 
 
@@ -182,8 +182,9 @@ def test_without_a_split_files_without_a_picture_are_dropped_with_their_boxes(vo
     two = xml([("cat", 1, 1, 9, 9), ("dog", 1, 1, 9, 9)])
     index = load(voc({"a": xml(), "b": two}, pictures=["a.jpg", "c.jpg", "d.jpg"]))
     assert names_of(index) == ["a.jpg"]
-    assert index.report.images_dropped == {"XML file without its picture": 1}
-    assert index.report.boxes_dropped == {"on dropped pictures (XML file without its picture)": 2}
+    lines = index.report.lines()
+    assert "  pictures dropped, XML file without its picture: 1 ('b.xml')" in lines
+    assert "  boxes dropped, on dropped pictures (XML file without its picture): 2 ('b.xml')" in lines
     assert [note.endswith("does not list, not used: 2") for note in index.report.notes] == [True]
     assert index.class_names == ("cat", "dog")
     assert adds_up(index)
@@ -206,6 +207,26 @@ def test_a_box_that_encloses_nothing_as_written_is_dropped(voc, box):
     assert index.boxes.tolist() == [[0, 0, 9, 9]]
     assert index.report.boxes_dropped == {"without an area": 1}
     assert adds_up(index)
+
+
+def test_swapped_corners_are_noted_and_boxes_of_one_pixel_are_not(voc):
+    index = load(voc({"a": xml([("cat", 9, 5, 2, 9), ("cat", 9, 9, 7.5, 8.5), ("cat", 5, 5, 5, 5)])}))
+    assert index.report.boxes_dropped == {"without an area": 3}
+    assert ["2 of 3; are their corners swapped" in note for note in index.report.notes] == [True]
+
+
+def test_shares_are_an_error(voc):
+    root = voc({"a": xml([("cat", 0.1, 0.2, 0.5, 0.6)] * 3)})
+    with pytest.raises(
+        DataError, match=r"all boxes lie between 0 and 1, .* corners \[0\.1, 0\.2, 0\.5, 0\.6\], on 'a\.jpg'"
+    ):
+        load(root)
+
+
+def test_classes_that_differ_only_by_case_are_noted(voc):
+    index = load(voc({"a": xml([(name, 1, 1, 9, 9) for name in ("Dog", "cat", "dog")])}))
+    assert index.class_names == ("Dog", "cat", "dog")
+    assert index.report.notes == ("the classes 'Dog', 'dog' differ only by their case; are they one class?",)
 
 
 def test_a_coordinate_that_is_no_number_is_dropped_and_counted(voc):

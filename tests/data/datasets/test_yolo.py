@@ -336,12 +336,33 @@ def test_pixels_are_recognised(yolo):
         load(yolo({"train/a.jpg": f"{BOX}0 200 150 240 100\n0 30 30 20 20"}))
 
 
+@pytest.mark.parametrize("entry", ["images/train", "../images/train"])
+def test_a_root_that_is_not_there_is_the_folder_of_the_yaml_where_the_pictures_are(yolo, entry):
+    index = load(yolo(yaml=f"path: /content/dataset\ntrain: {entry}\nval: images/val\nnames: [cat]\n"))
+    assert names_of(index) == ["a.jpg"]
+    assert index.report.notes[0].startswith("'path: /content/dataset' does not exist: read as the folder of data.yaml")
+
+
+def test_pictures_without_labels_say_where_these_belong(yolo):
+    path = yolo({"train/a.jpg": None})
+    with pytest.raises(DataError, match=r"Looked for .*/labels/train/a\.txt; that folder is empty\. A label"):
+        load(path)
+    (path.parent / "labels" / "train").rmdir()
+    with pytest.raises(
+        DataError,
+        match=r"/set/labels/train/a\.txt; that folder does not exist\. Looked for "
+        r".*/images/train/a\.txt; that folder holds no \.txt file, but 1 of another kind \('a\.jpg'\)",
+    ):
+        load(path)
+
+
 BAD_LINES = {
     "four values": (f"{BOX}0 .5 .5 .5", r"a\.txt:2: '0 \.5 \.5 \.5' has 4 values"),
-    "six values": ("0 .5 .5 .5 .5 .9", r"a\.txt:1: .* has 6 values"),
-    "underscores": ("0 .5 .5 .5 .2_5", r"a\.txt:1: .* one that is no number"),
-    "commas": ("0,.5,.5,.5,.5", r"a\.txt:1: .* has 1 values"),
-    "a class by name": ("cat .5 .5 .5 .5", r"a\.txt:1: 'cat .* one that is no number"),
+    "a space of another kind": ("0\xa00.5 .5 .5 .5 .5", r"a\.txt:1: .* as value 1, which is no number"),
+    "six values": ("0 .5 .5 .5 .5 .9", r"a\.txt:1: .* has 6 values; is the last one a confidence\?"),
+    "underscores": ("0 .5 .5 .5 .2_5", r"a\.txt:1: .* has '\.2_5' as value 5, which is no number"),
+    "commas": ("0,.5,.5,.5,.5", r"a\.txt:1: .* as value 1, which is no number \(values are separated by spaces\)"),
+    "a class by name": ("cat .5 .5 .5 .5", r"a\.txt:1: 'cat .* has 'cat' as value 1, which is no number"),
     "binary junk": (b"\x00\x01\xff\xfe", r"a\.txt is not UTF-8 text"),
     "UTF-16": (BOX.encode("utf-16"), r"a\.txt is not UTF-8 text"),
     "a class too high": (f"\n{BOX}2 .5 .5 .5 .5", r"a\.txt:3: the class 2 is not one of the 2"),
@@ -374,7 +395,14 @@ BAD_YAML = {
     "a folder that is not there": ("train: pics\nnames: [cat]\n", r"'train: pics' names .*set/pics, which does not"),
     "a file that is no list": ("train: data.yaml\nnames: [cat]\n", r"neither a folder of pictures nor a \.txt list"),
     "a folder without pictures": ("train: labels\nnames: [cat]\n", r"there is no picture in .*labels, .* 'train'"),
-    "a root that is not there": (f"path: gone\n{YAML}", r"data\.yaml:1: the folder 'path: gone'.*does not exist"),
+    "a root that is not there": (
+        "path: gone\ntrain: pics\nnames: [cat]\n",
+        r"data\.yaml:1: .*'path: gone' does not exist: .*/set/gone \(from .* and .*/gone \(from \$.* Write 'path: \.'",
+    ),
+    "an absolute root that is not there": (
+        "path: /gone/x\ntrain: pics\nnames: [cat]\n",
+        r"exist: tried /gone/x\. Write",
+    ),
     "a root that is a number": (f"path: 3\n{YAML}", r"data\.yaml:1: 'path' is 3"),
     "code": ("train: !!python/object/apply:os.system ['true']\nnames: [cat]\n", r"data\.yaml.*not safe YAML"),
     "no YAML": ("train: [", r"data\.yaml.*not safe YAML"),
