@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from detkit.files import locked
 
 _NINJA = """\
 cxx = {compiler}
@@ -45,7 +48,9 @@ def built_library(folder: Path, sources: Sequence[Path], flags: Sequence[str], l
     compiler, ninja = _find_compiler(), _find_ninja()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "lock"):
+        if importlib.util.find_spec("fcntl") is None:
+            raise BuildError("building at first use needs a POSIX system")
+        with locked(folder / "lock"):
             return _whole_library(folder) or _build(folder, ninja, _rules(compiler, sources, flags, link_flags))
     except OSError as error:
         raise BuildError(f"the cache folder {folder} cannot be used ({error}); set DETKIT_CACHE to another") from error
@@ -107,14 +112,3 @@ def _find_ninja() -> str:
     if not found:
         raise BuildError("ninja was not found (pip install ninja)")
     return found
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError as error:
-        raise BuildError("building at first use needs a POSIX system") from error
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -344,29 +344,26 @@ def _read_slowly(files, ready, count):
     cached_index("slow", [files[0]], build)
 
 
-def test_of_many_processes_one_builds(old_coco, tmp_path):
-    files, count = old_coco(), tmp_path / "count"
-    ready = multiprocessing.Barrier(4)
-    processes = [multiprocessing.Process(target=_read_slowly, args=(files, ready, count)) for _ in range(4)]
+def builds_of_processes(number, files, count):
+    """Read slowly in several processes at once; return how often the index was built."""
+    ready = multiprocessing.Barrier(number)
+    processes = [multiprocessing.Process(target=_read_slowly, args=(files, ready, count)) for _ in range(number)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
-    assert count.read_text() == "1"
+    assert [process.exitcode for process in processes] == [0] * number
+    return len(count.read_text())
+
+
+def test_of_many_processes_one_builds(old_coco, tmp_path):
+    assert builds_of_processes(4, old_coco(), tmp_path / "count") == 1
 
 
 def test_where_nothing_can_be_kept_all_read_at_once(old_coco, tmp_path):
     files = old_coco()
     age(files[0], to=time.time() + 1000)  # as by a clock that is wrong
-    ready = multiprocessing.Barrier(6)
-    arguments = (files, ready, tmp_path / "count")
-    processes = [multiprocessing.Process(target=_read_slowly, args=arguments) for _ in range(6)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert (tmp_path / "count").read_text() == "1" * 6
+    assert builds_of_processes(6, files, tmp_path / "count") == 6
     lock = next((cache_folder() / "index").glob("*.lock"))
     with locked(lock, on_wait=lambda: pytest.fail("the lock is still held")) as has_waited:
         assert not has_waited

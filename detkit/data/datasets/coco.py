@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detkit.data.assemble import Found, assemble
+from detkit.data.datasets.plain import file_and_images
 from detkit.data.errors import DataError
 from detkit.data.file_names import is_encodable, relative_paths_hint
 from detkit.data.index import ImageIndex
 from detkit.data.index_cache import cached_classes, cached_index
 from detkit.data.mistakes import box_text, first_corners
 from detkit.data.report import ReadReport
-from detkit.files import datasets_folder
 from detkit.registry import DATASETS
 
 
@@ -36,12 +36,7 @@ class CocoDataset:
     """`coco:ANNOTATIONS.json:IMAGES`, a file and the folder that its file names start from."""
 
     def __init__(self, spec: str) -> None:
-        annotations, _, images = spec.partition(":")
-        if not annotations or not images:
-            raise DataError(f"the data set 'coco:{spec}' has no {'image folder' if annotations else 'annotations'}. "
-                            "The form is coco:PATH/annotations.json:PATH/images.")  # fmt: skip
-        self.annotations = datasets_folder() / annotations
-        self.images = datasets_folder() / images
+        self.annotations, self.images = file_and_images(spec, "coco", "json")
 
     def classes(self) -> tuple[str, ...]:
         """Return the names of the file's categories, sorted by id; reads no picture."""

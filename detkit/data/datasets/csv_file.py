@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from detkit.data.assemble import Found, assemble
-from detkit.data.datasets.plain import first_of, is_number, number
+from detkit.data.datasets.plain import file_and_images, first_of, is_number, number
 from detkit.data.errors import DataError
 from detkit.data.file_names import relative_paths_hint
 from detkit.data.index import ImageIndex
 from detkit.data.index_cache import cached_classes, cached_index
 from detkit.data.report import ReadReport
-from detkit.files import datasets_folder
 from detkit.registry import DATASETS
 
 # The names that a column may have, in lower case.
@@ -47,12 +46,7 @@ class CsvDataset:
     """`csv:ANNOTATIONS.csv:IMAGES`, a file and the folder that its file names start from."""
 
     def __init__(self, spec: str) -> None:
-        annotations, _, images = spec.partition(":")
-        if not annotations or not images:
-            raise DataError(f"the data set 'csv:{spec}' has no {'image folder' if annotations else 'annotations'}. "
-                            "The form is csv:PATH/annotations.csv:PATH/images.")  # fmt: skip
-        self.annotations = datasets_folder() / annotations
-        self.images = datasets_folder() / images
+        self.annotations, self.images = file_and_images(spec, "csv", "csv")
 
     def classes(self) -> tuple[str, ...]:
         """Return the sorted names of the classes in the file; reads no picture."""

@@ -1,4 +1,4 @@
-"""What the formats of plain text share: files of a folder, lines, numbers."""
+"""What the formats share: the spec of a file with its pictures, files of a folder, lines, numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from pathlib import Path
 
 from detkit.data.errors import DataError
 from detkit.data.file_names import relative_paths_hint
+from detkit.files import datasets_folder
+
+
+def file_and_images(spec: str, name: str, extension: str) -> tuple[Path, Path]:
+    """Return the annotation file and the image folder that `FILE:IMAGES` names, from the data sets folder.
+
+    Raises DataError where one of the two is missing, with the form for the format `name`.
+    """
+    annotations, _, images = spec.partition(":")
+    if not annotations or not images:
+        raise DataError(f"the data set '{name}:{spec}' has no {'image folder' if annotations else 'annotations'}. "
+                        f"The form is {name}:PATH/annotations.{extension}:PATH/images.")  # fmt: skip
+    return datasets_folder() / annotations, datasets_folder() / images
 
 
 def number(text: str) -> float:
