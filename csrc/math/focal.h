@@ -3,36 +3,41 @@
 // z is the logit x where the label is the class and -x elsewhere, so p_t = sigmoid(z). With q = 1 - p_t = sigmoid(-z):
 //   loss  = -q^gamma log p_t
 //   dloss/dz = q^gamma (gamma p_t log p_t - q)
-// Powers of q are taken through log q, which stays finite where q itself underflows; so every gamma >= 0 is safe.
 #pragma once
 
-#include <cmath>
-
-#include "host_device.h"
+#include "sigmoid.h"
 
 namespace detkit {
 
-// p = sigmoid(z), q = 1 - p and their logarithms, each to full relative accuracy.
+// q^gamma. The exponents of the paper's main rows need no exponential; the power of 2 underflows only where the product
+// does. Any other one is taken through log q, which stays finite where q itself underflows; so every gamma >= 0 is safe.
 template <class T>
-struct Sigmoid {
-  T p, q, log_p, log_q;
-
-  explicit DETKIT_HD Sigmoid(T z) {
-    const T e = std::exp(-std::abs(z));
-    const T large = 1 / (1 + e);
-    const T small = e * large;
-    const T log_large = -std::log1p(e);
-    const T log_small = log_large - std::abs(z);
-    p = z >= 0 ? large : small;
-    q = z >= 0 ? small : large;
-    log_p = z >= 0 ? log_large : log_small;
-    log_q = z >= 0 ? log_small : log_large;
-  }
+struct PowerZero {
+  static constexpr T gamma = 0;
+  DETKIT_HD T operator()(const Sigmoid<T>&) const { return 1; }
 };
 
 template <class T>
-struct FocalShape {
+struct PowerOne {
+  static constexpr T gamma = 1;
+  DETKIT_HD T operator()(const Sigmoid<T>& s) const { return s.q; }
+};
+
+template <class T>
+struct PowerTwo {
+  static constexpr T gamma = 2;
+  DETKIT_HD T operator()(const Sigmoid<T>& s) const { return s.q * s.q; }
+};
+
+template <class T>
+struct PowerAny {
   T gamma;
+  DETKIT_HD T operator()(const Sigmoid<T>& s) const { return exp_nonpositive(gamma * s.log_q); }
+};
+
+template <class T, class Power>
+struct FocalLoss {
+  Power power;
 
   DETKIT_HD T value(T z) const {
     const Sigmoid<T> s(z);
@@ -41,25 +46,17 @@ struct FocalShape {
 
   DETKIT_HD T derivative(T z) const {
     const Sigmoid<T> s(z);
-    return power(s) * (gamma * s.p * s.log_p - s.q);
-  }
-
- private:
-  // q^gamma. The paper's choice of 2 needs no exponential; there q^2 underflows only where the product does.
-  DETKIT_HD T power(const Sigmoid<T>& s) const { return gamma == T(2) ? s.q * s.q : std::exp(gamma * s.log_q); }
-};
-
-// A loss shape with the weights of eq. 5: `on` for the labelled class, `off` for the others.
-template <class Shape, class T>
-struct Weighted {
-  Shape shape;
-  T on, off;
-
-  DETKIT_HD T value(T x, bool is_label) const { return is_label ? on * shape.value(x) : off * shape.value(-x); }
-
-  DETKIT_HD T derivative(T x, bool is_label) const {
-    return is_label ? on * shape.derivative(x) : -off * shape.derivative(-x);
+    return power(s) * (power.gamma * s.p * s.log_p - s.q);
   }
 };
+
+// Calls f with the focal loss of an exponent, as the type that computes it fastest.
+template <class T, class F>
+auto with_focal_loss(double gamma, F&& f) {
+  if (gamma == 0) return f(FocalLoss<T, PowerZero<T>>{});
+  if (gamma == 1) return f(FocalLoss<T, PowerOne<T>>{});
+  if (gamma == 2) return f(FocalLoss<T, PowerTwo<T>>{});
+  return f(FocalLoss<T, PowerAny<T>>{{static_cast<T>(gamma)}});
+}
 
 }  // namespace detkit

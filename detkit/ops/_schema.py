@@ -25,54 +25,64 @@ def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> N
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# sigmoid_focal_loss
+# Losses on sigmoids
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _focal_fake(logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, reduction: int) -> Tensor:
+def _loss_fake(logits: Tensor, labels: Tensor, alpha: float | None, *options: Any) -> Tensor:
+    reduction = options[-1]
     if reduction == reference.NONE:
         return logits.new_empty(logits.shape)
     shape = logits.shape[:-1] if reduction == reference.ANCHOR else ()
     return logits.new_empty(shape, dtype=reference.accumulation_dtype(logits.dtype))
 
 
-def _focal_backward_fake(
-    grad: Tensor, logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, reduction: int
-) -> Tensor:
+def _loss_backward_fake(grad: Tensor, logits: Tensor, *options: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
-def _focal_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    logits, labels, ctx.alpha, ctx.gamma, ctx.reduction = inputs
-    ctx.save_for_backward(logits, labels)
+def _define_loss(name: str, shape: str, run: Callable[..., Any], run_backward: Callable[..., Any]) -> None:
+    """Define a loss whose shape has some parameters, its backward pass, and the end of differentiation after that."""
+    inputs = f"Tensor logits, Tensor labels, float? alpha, {shape}, int reduction"
+    _define(f"{name}({inputs}) -> Tensor", run, _loss_fake)
+    _define(f"_{name}_backward(Tensor grad, {inputs}) -> Tensor", run_backward, _loss_backward_fake)
+    backward = getattr(OPS, f"_{name}_backward")
+
+    def save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.options = inputs[2:]
+
+    def gradient(ctx: Any, grad: Tensor) -> tuple:
+        return backward(grad, *ctx.saved_tensors, *ctx.options), None, *(None for _ in ctx.options)
+
+    def no_second_derivative(ctx: Any, *grads: Tensor) -> tuple:
+        raise RuntimeError(
+            f"{name} can be differentiated once only: a second derivative (create_graph=True, a gradient penalty) is "
+            "not supported; write the loss in PyTorch operations for that"
+        )
+
+    torch.library.register_autograd(f"detkit::{name}", gradient, setup_context=save, lib=LIBRARY)
+    torch.library.register_autograd(f"detkit::_{name}_backward", no_second_derivative, lib=LIBRARY)
 
 
-def _focal_gradient(ctx: Any, grad: Tensor) -> tuple:
-    logits, labels = ctx.saved_tensors
-    backward = torch.ops.detkit._sigmoid_focal_loss_backward
-    return backward(grad, logits, labels, ctx.alpha, ctx.gamma, ctx.reduction), None, None, None, None
-
-
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple:
-    raise RuntimeError(
-        "sigmoid_focal_loss can be differentiated once only: a second derivative (create_graph=True, a gradient "
-        "penalty) is not supported; write the loss in PyTorch operations for that"
-    )
-
-
-_define(
-    "sigmoid_focal_loss(Tensor logits, Tensor labels, float? alpha, float gamma, int reduction) -> Tensor",
+_define_loss(
+    "sigmoid_focal_loss",
+    "float gamma",
     reference.sigmoid_focal_loss,
-    _focal_fake,
-)
-_define(
-    "_sigmoid_focal_loss_backward(Tensor grad, Tensor logits, Tensor labels, float? alpha, float gamma, int reduction)"
-    " -> Tensor",
     reference.sigmoid_focal_loss_backward,
-    _focal_backward_fake,
 )
-torch.library.register_autograd("detkit::sigmoid_focal_loss", _focal_gradient, setup_context=_focal_setup, lib=LIBRARY)
-torch.library.register_autograd("detkit::_sigmoid_focal_loss_backward", _no_second_derivative, lib=LIBRARY)
+_define_loss(
+    "sigmoid_focal_loss_star",
+    "float gamma, float beta",
+    reference.sigmoid_focal_loss_star,
+    reference.sigmoid_focal_loss_star_backward,
+)
+_define_loss(
+    "sigmoid_hinge_loss",
+    "float margin",
+    reference.sigmoid_hinge_loss,
+    reference.sigmoid_hinge_loss_backward,
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

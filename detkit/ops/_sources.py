@@ -11,7 +11,15 @@ PACKAGE = Path(__file__).resolve().parents[1]
 TORCH_TARGET = "0x020a000000000000"  # 2.10
 
 # No contraction to fused multiply-add: the arithmetic of boxes is defined operation by operation.
-COMPILE_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden"]
+# None of them changes a value: the other two only drop the error codes and flags of C that forbid vectors.
+COMPILE_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+]
 
 
 def csrc_folder() -> Path:

@@ -38,13 +38,33 @@ def focal_loss_derivative(z: npt.ArrayLike, gamma: npt.ArrayLike = 2.0) -> np.nd
     return _call("focal_loss_derivative", z, gamma)
 
 
+def focal_loss_star(z: npt.ArrayLike, gamma: npt.ArrayLike = 2.0, beta: npt.ArrayLike = 1.0) -> np.ndarray:
+    """Return FL* = -log(p_t*) / gamma at p_t* = sigmoid(gamma z + beta), gamma > 0 (appendix A); else as focal_loss."""
+    return _call("focal_loss_star", z, gamma, beta)
+
+
+def focal_loss_star_derivative(z: npt.ArrayLike, gamma: npt.ArrayLike = 2.0, beta: npt.ArrayLike = 1.0) -> np.ndarray:
+    """Return the derivative of focal_loss_star to z, p_t* - 1; arguments, type and errors are the same."""
+    return _call("focal_loss_star_derivative", z, gamma, beta)
+
+
+def hinge_loss(z: npt.ArrayLike, margin: npt.ArrayLike = 0.5) -> np.ndarray:
+    """Return max(0, margin - p_t) at p_t = sigmoid(z) (section 5.1); type and errors as of focal_loss."""
+    return _call("hinge_loss", z, margin)
+
+
+def hinge_loss_derivative(z: npt.ArrayLike, margin: npt.ArrayLike = 0.5) -> np.ndarray:
+    """Return the derivative of hinge_loss to z: -p_t (1 - p_t) below the margin, else 0."""
+    return _call("hinge_loss_derivative", z, margin)
+
+
 BuildError = _build.BuildError
 
 
-def _call(name: str, z: npt.ArrayLike, gamma: npt.ArrayLike) -> np.ndarray:
+def _call(name: str, z: npt.ArrayLike, *parameters: npt.ArrayLike) -> np.ndarray:
     values = np.asarray(z)
     dtype = np.float32 if values.dtype == np.float32 else np.float64
-    return np.asarray(getattr(_module(), name)(values.astype(dtype), np.asarray(gamma, dtype)))
+    return np.asarray(getattr(_module(), name)(values.astype(dtype), *(np.asarray(p, dtype) for p in parameters)))
 
 
 @functools.cache

@@ -28,16 +28,79 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Focal loss
+# Losses on sigmoids
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, reduction: int) -> Tensor:
     """Focal loss -w (1 - p_t)^gamma log p_t (Lin et al. 2017, eq. 5) in log space; see ops.sigmoid_focal_loss."""
+    return _loss("sigmoid_focal_loss", logits, labels, alpha, reduction, lambda z: _focal(z, gamma))
+
+
+def sigmoid_focal_loss_backward(
+    grad: Tensor, logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, reduction: int
+) -> Tensor:
+    """Gradient of sigmoid_focal_loss to its logits, for `grad` of the loss's shape; of the logits' shape and type."""
+    return _gradient(grad, logits, labels, alpha, reduction, lambda z: _focal_derivative(z, gamma))
+
+
+def sigmoid_focal_loss_star(
+    logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, beta: float, reduction: int
+) -> Tensor:
+    """FL* = -w log sigmoid(gamma z + beta) / gamma (Lin et al. 2017, appendix A); see ops.sigmoid_focal_loss_star."""
+    return _loss(
+        "sigmoid_focal_loss_star", logits, labels, alpha, reduction, lambda z: -F.logsigmoid(gamma * z + beta) / gamma
+    )
+
+
+def sigmoid_focal_loss_star_backward(
+    grad: Tensor, logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, beta: float, reduction: int
+) -> Tensor:
+    """Gradient of sigmoid_focal_loss_star to its logits; dFL*/dz = p* - 1."""
+    return _gradient(grad, logits, labels, alpha, reduction, lambda z: -torch.sigmoid(-(gamma * z + beta)))
+
+
+def sigmoid_hinge_loss(logits: Tensor, labels: Tensor, alpha: float | None, margin: float, reduction: int) -> Tensor:
+    """Hinge w max(0, margin - p_t) (Lin et al. 2017, section 5.1); see ops.sigmoid_hinge_loss."""
+    return _loss(
+        "sigmoid_hinge_loss", logits, labels, alpha, reduction, lambda z: (margin - torch.sigmoid(z)).clamp(min=0)
+    )
+
+
+def sigmoid_hinge_loss_backward(
+    grad: Tensor, logits: Tensor, labels: Tensor, alpha: float | None, margin: float, reduction: int
+) -> Tensor:
+    """Gradient of sigmoid_hinge_loss to its logits; -p_t (1 - p_t) below the margin, else 0."""
+    return _gradient(grad, logits, labels, alpha, reduction, lambda z: _hinge_derivative(z, margin))
+
+
+def _focal(z: Tensor, gamma: float) -> Tensor:
+    return -torch.exp(gamma * F.logsigmoid(-z)) * F.logsigmoid(z)
+
+
+def _focal_derivative(z: Tensor, gamma: float) -> Tensor:
+    log_p, log_q = F.logsigmoid(z), F.logsigmoid(-z)  # q = 1 - p
+    return torch.exp(gamma * log_q) * (gamma * torch.exp(log_p) * log_p - torch.exp(log_q))
+
+
+def _hinge_derivative(z: Tensor, margin: float) -> Tensor:
+    p = torch.sigmoid(z)
+    return torch.where(p >= margin, 0, -p * torch.sigmoid(-z))
+
+
+def _loss(
+    name: str,
+    logits: Tensor,
+    labels: Tensor,
+    alpha: float | None,
+    reduction: int,
+    value: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return w value(z), reduced, where z is the logit at the labelled class and minus the logit elsewhere."""
     labels = labels.long()
-    _check_labels(labels, logits.shape[-1])
+    _check_labels(name, labels, logits.shape[-1])
     z, weight, counted = _signed_logits(logits, labels, alpha)
-    loss = -weight * torch.exp(gamma * F.logsigmoid(-z)) * F.logsigmoid(z)
+    loss = weight * value(z)
     loss = torch.where(counted, loss, torch.zeros_like(loss))
     if reduction == NONE:
         return loss.to(logits.dtype)
@@ -45,14 +108,17 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float | None, gamm
     return rows if reduction == ANCHOR else rows.sum(dtype=torch.float64).to(rows.dtype)
 
 
-def sigmoid_focal_loss_backward(
-    grad: Tensor, logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, reduction: int
+def _gradient(
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    alpha: float | None,
+    reduction: int,
+    derivative: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Gradient of sigmoid_focal_loss to its logits, for `grad` of the loss's shape; of the logits' shape and type."""
     labels = labels.long()
     z, weight, counted = _signed_logits(logits, labels, alpha)
-    log_p, log_q = F.logsigmoid(z), F.logsigmoid(-z)  # q = 1 - p
-    slope = weight * torch.exp(gamma * log_q) * (gamma * torch.exp(log_p) * log_p - torch.exp(log_q))
+    slope = weight * derivative(z)
     positive = labels[..., None] == _classes_of(logits)
     slope = torch.where(positive, slope, -slope)  # d/dx = +-d/dz
     grad = grad.to(slope.dtype)[..., None] if reduction == ANCHOR else grad.to(slope.dtype)
@@ -72,14 +138,14 @@ def _classes_of(logits: Tensor) -> Tensor:
     return torch.arange(logits.shape[-1], device=logits.device)
 
 
-def _check_labels(labels: Tensor, num_classes: int) -> None:
+def _check_labels(name: str, labels: Tensor, num_classes: int) -> None:
     """Refuse a label outside -1..K. Only on the CPU: elsewhere reading a value would wait for the device."""
     if labels.device.type != "cpu" or not labels.numel():
         return
     wrong = labels[(labels < IGNORED) | (labels > num_classes)]
     if wrong.numel():
         raise RuntimeError(
-            f"sigmoid_focal_loss: the label {int(wrong[0])} is not in -1..{num_classes} "
+            f"{name}: the label {int(wrong[0])} is not in -1..{num_classes} "
             f"(0..K-1 class, K = {num_classes} background, -1 ignored)"
         )
 

@@ -6,6 +6,8 @@
 
 #include "../../csrc/math/box.h"
 #include "../../csrc/math/focal.h"
+#include "../../csrc/math/focal_star.h"
+#include "../../csrc/math/hinge.h"
 
 namespace {
 
@@ -17,31 +19,63 @@ void expect(bool holds, const char* what, double a = 0, double b = 0) {
   ++failures;
 }
 
-void focal_derivative_is_the_slope_of_the_value() {
-  for (const double gamma : {0.0, 0.1, 0.5, 1.0, 2.0, 5.0}) {
-    const detkit::FocalShape<double> shape{gamma};
-    for (double z = -30; z <= 30; z += 0.37) {
-      const double h = 1e-5, slope = (shape.value(z + h) - shape.value(z - h)) / (2 * h);
-      expect(std::abs(slope - shape.derivative(z)) < 1e-8, "derivative differs from the slope at", z, gamma);
-    }
+template <class Loss>
+void derivative_is_the_slope_of_the_value(const Loss& loss, const char* what) {
+  for (double z = -30.003; z <= 30; z += 0.37) {
+    const double h = 1e-5, slope = (loss.value(z + h) - loss.value(z - h)) / (2 * h);
+    expect(std::abs(slope - loss.derivative(z)) < 1e-8, what, z, slope);
   }
 }
 
-void focal_is_finite_in_float() {
-  for (const float gamma : {0.0f, 0.1f, 0.2f, 0.5f, 1.0f, 2.0f, 5.0f, 50.0f}) {
-    const detkit::FocalShape<float> shape{gamma};
-    for (const float size : {0.0f, 1e-30f, 17.0f, 88.0f, 104.0f, 1e3f, 1e4f})
-      for (const float z : {size, -size})
-        expect(std::isfinite(shape.value(z)) && std::isfinite(shape.derivative(z)), "not finite at", z, gamma);
+void derivatives() {
+  for (const double gamma : {0.0, 0.1, 0.5, 1.0, 2.0, 5.0})
+    detkit::with_focal_loss<double>(
+        gamma, [](const auto& loss) { derivative_is_the_slope_of_the_value(loss, "focal loss: slope at"); });
+  for (const double beta : {-1.0, 0.0, 2.5})
+    derivative_is_the_slope_of_the_value(detkit::FocalStarLoss<double>{2, beta}, "FL*: slope at");
+  for (const double margin : {0.25, 0.5, 1.0})
+    derivative_is_the_slope_of_the_value(detkit::HingeLoss<double>{margin}, "hinge: slope at");
+}
+
+template <class Loss>
+void is_finite_in_float(const Loss& loss, const char* what) {
+  for (const float size : {0.0f, 1e-30f, 17.0f, 87.4f, 88.0f, 104.0f, 1e3f, 1e4f})
+    for (const float z : {size, -size})
+      expect(std::isfinite(loss.value(z)) && std::isfinite(loss.derivative(z)), what, z);
+}
+
+void losses_are_finite_in_float() {
+  for (const float gamma : {0.0f, 0.1f, 0.2f, 0.5f, 1.0f, 2.0f, 5.0f, 50.0f})
+    detkit::with_focal_loss<float>(gamma, [](const auto& loss) { is_finite_in_float(loss, "focal loss: at"); });
+  is_finite_in_float(detkit::FocalStarLoss<float>{2, 1}, "FL*: at");
+  is_finite_in_float(detkit::HingeLoss<float>{0.5f}, "hinge: at");
+}
+
+void losses_pass_on_what_is_no_number() {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const float gamma : {0.0f, 0.5f, 2.0f})
+    detkit::with_focal_loss<float>(gamma, [=](const auto& loss) {
+      expect(std::isnan(loss.value(nan)) && std::isnan(loss.derivative(nan)), "focal loss: of NaN");
+    });
+  expect(std::isnan(detkit::HingeLoss<float>{0.5f}.value(nan)), "hinge: of NaN");
+}
+
+// Errors in units of the last place of the exact value, in float against double.
+template <class Float, class Double>
+void expect_close(Float in_float, Double in_double, float first, float last, double units, const char* what) {
+  for (int i = 0; i <= 100000; ++i) {
+    const float x = first + (last - first) * static_cast<float>(i) / 100000;
+    const double exact = in_double(static_cast<double>(x)), got = in_float(x);
+    expect(std::abs(got - exact) <= units * 6e-8 * std::abs(exact) + 1.2e-38, what, x, got);
   }
 }
 
-void weights_and_signs_follow_the_label() {
-  const detkit::Weighted<detkit::FocalShape<double>, double> loss{{2.0}, 0.25, 0.75};
-  expect(loss.value(3.0, true) == 0.25 * loss.shape.value(3.0), "value of the labelled class");
-  expect(loss.value(3.0, false) == 0.75 * loss.shape.value(-3.0), "value of another class");
-  expect(loss.derivative(3.0, true) < 0, "the labelled class is pushed up");
-  expect(loss.derivative(3.0, false) > 0, "another class is pushed down");
+void elementary_functions_are_right_to_rounding() {
+  expect_close([](float x) { return detkit::exp_nonpositive(x); }, [](double x) { return std::exp(x); }, -95, 0, 4,
+               "exp at");
+  expect_close([](float s) { return detkit::twice_atanh(s); }, [](double s) { return 2 * std::atanh(s); }, 0, 1.0f / 3,
+               4, "2 atanh at");
+  expect(detkit::exp_nonpositive(0.0f) == 1 && detkit::exp_nonpositive(-1e30f) == 0, "exp at its ends");
 }
 
 template <class T>
@@ -68,9 +102,10 @@ void overlaps() {
 }  // namespace
 
 int main() {
-  focal_derivative_is_the_slope_of_the_value();
-  focal_is_finite_in_float();
-  weights_and_signs_follow_the_label();
+  derivatives();
+  losses_are_finite_in_float();
+  losses_pass_on_what_is_no_number();
+  elementary_functions_are_right_to_rounding();
   overlaps();
   return failures > 100 ? 100 : failures;
 }

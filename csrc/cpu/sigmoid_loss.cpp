@@ -1,0 +1,257 @@
+// Feeds the loop of a loss: a chunk of whole rows (or a part of one long row) is loaded with its signs and weights set,
+// the loop runs over it as over a flat array, and what comes out is summed or written. Neither the labels nor the number
+// of classes is seen by the loop that costs time.
+#include "sigmoid_loss.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "large_pages.h"
+
+namespace detkit {
+namespace {
+
+enum Reduction : int64_t { kNone = 0, kAnchor = 1, kSum = 2 };
+
+constexpr int64_t kIgnored = -1;
+
+// Logits [count, classes] and their labels, contiguous.
+template <class Scalar>
+struct Rows {
+  const Scalar* logits;
+  const int64_t* labels;
+  int64_t count, classes;
+};
+
+// The classes [first_class, first_class + width) of some rows; several rows only where they are whole.
+struct Part {
+  int64_t first_row, rows, first_class, width;
+
+  int64_t count() const { return rows * width; }
+};
+
+template <class T>
+struct Weights {
+  T on, off;  // of the labelled class and of the others
+};
+
+template <class T>
+Weights<T> weights_of(std::optional<double> alpha) {
+  return {static_cast<T>(alpha.value_or(1)), static_cast<T>(alpha ? 1 - *alpha : 1)};
+}
+
+// The elements that a loop runs over; small enough for the first-level cache.
+template <class T>
+class Chunk {
+ public:
+  static constexpr int64_t kCapacity = 1024;
+
+  explicit Chunk(Weights<T> weights) : weights_(weights) { std::fill_n(weight_, kCapacity, weights.off); }
+
+  const T* z() const { return z_; }
+  const T* weight() const { return weight_; }
+  T* out() { return out_; }
+
+  // Sets z and the weights. Most rows are background, so only what differs from that is set, and reset by `clear`.
+  template <class Scalar>
+  void load(const Rows<Scalar>& rows, const Part& part) {
+    const Scalar* const from = rows.logits + part.first_row * rows.classes + part.first_class;
+    vectorized<T>([&, count = part.count()]() DETKIT_INLINE {
+      for (int64_t i = 0; i < count; ++i) z_[i] = -static_cast<T>(from[i]);
+    });
+    prefetch(from + part.count(), part.count());  // the next part: it arrives while the loop computes
+    for_each_label(rows, part, [&](int64_t start, int64_t k) {
+      if (k == kIgnored) {  // whatever the logits hold
+        std::fill_n(z_ + start, part.width, T(0));
+        std::fill_n(weight_ + start, part.width, T(0));
+      } else {
+        z_[start + k] = -z_[start + k];
+        weight_[start + k] = weights_.on;
+      }
+    });
+  }
+
+  template <class Scalar>
+  void clear(const Rows<Scalar>& rows, const Part& part) {
+    for_each_label(rows, part, [&](int64_t start, int64_t k) {
+      std::fill_n(weight_ + start + (k == kIgnored ? 0 : k), k == kIgnored ? part.width : 1, weights_.off);
+    });
+  }
+
+ private:
+  template <class Scalar>
+  static void prefetch(const Scalar* first, int64_t count) {
+    constexpr int64_t kLine = 64 / sizeof(Scalar);
+    for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(first + i);
+  }
+
+  // Calls f(index of the row's first element, label) for the rows that are not all background; the label counts from
+  // the part's first class.
+  template <class Scalar, class F>
+  void for_each_label(const Rows<Scalar>& rows, const Part& part, const F& f) {
+    const int64_t* const labels = rows.labels + part.first_row;
+    for (int64_t r = 0; r < part.rows; ++r) {
+      const int64_t k = labels[r] - part.first_class;
+      if (labels[r] == kIgnored) {
+        f(r * part.width, kIgnored);
+      } else if (k >= 0 && k < part.width) {
+        f(r * part.width, k);
+      }
+    }
+  }
+
+  Weights<T> weights_;
+  alignas(64) T z_[kCapacity], weight_[kCapacity], out_[kCapacity];
+};
+
+// Calls f(index of the block, part, loaded chunk) for the parts of all blocks of rows, on all threads, the parts of a
+// block in order. How many rows make a block depends on the number of classes only: so do sums over blocks, then.
+// f must not throw.
+template <class T, class Scalar, class F>
+void for_each_part(const Rows<Scalar>& rows, Weights<T> weights, const F& f) {
+  constexpr int64_t kGrain = 32, kCapacity = Chunk<T>::kCapacity;  // a grain of blocks is worth a thread
+  const int64_t step = std::max<int64_t>(1, kCapacity / std::max<int64_t>(1, rows.classes));
+  const int64_t width = std::min(rows.classes, kCapacity);
+  torch::stable::parallel_for(0, (rows.count + step - 1) / step, kGrain, [&](int64_t begin, int64_t end) {
+    Chunk<T> chunk(weights);
+    for (int64_t b = begin; b < end; ++b) {
+      for (int64_t k = 0; k < rows.classes; k += width) {
+        const Part part{b * step, std::min(step, rows.count - b * step), k, std::min(width, rows.classes - k)};
+        chunk.load(rows, part);
+        f(b, part, chunk);
+        chunk.clear(rows, part);
+      }
+    }
+  });
+}
+
+template <class T, class Scalar>
+T sum_of_all(const Loop<T>& value, const Rows<Scalar>& rows, Weights<T> weights) {
+  std::vector<double> partial(rows.count, 0.0);  // of each block; a block has a row at least
+  for_each_part(rows, weights, [&](int64_t block, const Part& part, const Chunk<T>& chunk) {
+    partial[block] += value.total(part.count(), chunk.z(), chunk.weight());
+  });
+  double total = 0;
+  for (const double part : partial) total += part;
+  return static_cast<T>(total);
+}
+
+template <class T, class Scalar>
+void sum_of_rows(const Loop<T>& value, const Rows<Scalar>& rows, Weights<T> weights, T* out) {
+  std::fill_n(out, rows.count, T(0));
+  for_each_part(rows, weights, [&](int64_t, const Part& part, const Chunk<T>& chunk) {
+    for (int64_t r = 0, i = 0; r < part.rows; ++r, i += part.width)
+      out[part.first_row + r] += static_cast<T>(value.total(part.width, chunk.z() + i, chunk.weight() + i));
+  });
+}
+
+// Runs the loop over a part and writes the results where they belong, times a factor of each element or row.
+template <class T, class Scalar, class Factor>
+void write_part(const Loop<T>& loop, const Rows<Scalar>& rows, const Part& part, Chunk<T>& chunk, const Factor& factor,
+                Scalar* out) {
+  Scalar* const to = out + part.first_row * rows.classes + part.first_class;
+  const int64_t count = part.count();
+  constexpr bool kInPlace = std::is_same_v<T, Scalar>;
+  T* results = chunk.out();
+  if constexpr (kInPlace) results = to;
+  loop.each(count, chunk.z(), chunk.weight(), results);
+  factor(part, results);
+  if constexpr (!kInPlace) {
+    vectorized<T>([&]() DETKIT_INLINE {
+      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Scalar>(results[i]);
+    });
+  }
+}
+
+template <class T, class Scalar>
+void each(const Loop<T>& value, const Rows<Scalar>& rows, Weights<T> weights, Scalar* out) {
+  for_each_part(rows, weights, [&](int64_t, const Part& part, Chunk<T>& chunk) {
+    write_part(value, rows, part, chunk, [](const Part&, T*) {}, out);
+  });
+}
+
+// The gradient that comes in is one number, or one per row, or one per element.
+template <class T, class Scalar>
+void gradient(const Loop<T>& derivative, const Rows<Scalar>& rows, Weights<T> weights, const Tensor& grad,
+              int64_t reduction, Scalar* out) {
+  const T scale = reduction == kSum ? *grad.const_data_ptr<T>() : T(1);
+  const T* const of_row = reduction == kAnchor ? grad.const_data_ptr<T>() : nullptr;
+  const Scalar* const of_element = reduction == kNone ? grad.const_data_ptr<Scalar>() : nullptr;
+  const auto times_grad = [&](const Part& part, T* values) {
+    for (int64_t r = part.first_row, i = 0; of_row && r < part.first_row + part.rows; ++r)
+      for (const int64_t end = i + part.width; i < end; ++i) values[i] *= of_row[r];
+    const int64_t first = part.first_row * rows.classes + part.first_class, count = of_element ? part.count() : 0;
+    for (int64_t i = 0; i < count; ++i) values[i] *= static_cast<T>(of_element[first + i]);
+  };
+  const Weights<T> signed_weights{weights.on * scale, -weights.off * scale};  // dz/dx is -1 beside the label
+  for_each_part(rows, signed_weights, [&](int64_t, const Part& part, Chunk<T>& chunk) {
+    write_part(derivative, rows, part, chunk, times_grad, out);
+  });
+}
+
+void check_labels(const char* op, const Tensor& labels, int64_t classes) {
+  const int64_t* const first = labels.const_data_ptr<int64_t>();
+  const int64_t* const last = first + labels.numel();
+  const auto* wrong = std::find_if(first, last, [=](int64_t l) { return l < kIgnored || l > classes; });
+  STD_TORCH_CHECK(wrong == last, op, ": the label ", *wrong, " is not in -1..", classes,
+                  " (0..K-1 class, K = ", classes, " background, -1 ignored)");
+}
+
+template <class Scalar>
+Rows<Scalar> rows_of(const Tensor& logits, const Tensor& labels) {
+  return {logits.const_data_ptr<Scalar>(), labels.const_data_ptr<int64_t>(), labels.numel(),
+          logits.size(logits.dim() - 1)};
+}
+
+template <class Scalar>
+Tensor new_like(const Tensor& tensor) {
+  Tensor out = torch::stable::new_empty(tensor, tensor.sizes());
+  ask_for_large_pages(out.mutable_data_ptr(), out.numel() * static_cast<int64_t>(sizeof(Scalar)));
+  return out;
+}
+
+}  // namespace
+
+Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, std::optional<double> alpha,
+                    int64_t reduction, const Loops& value) {
+  const auto dtype = logits.scalar_type();
+  const Tensor x = torch::stable::contiguous(logits), y = contiguous_as(labels, ScalarType::Long);
+  check_labels(op, y, x.size(x.dim() - 1));
+  return dispatch_floating(dtype, [&](auto zero) {
+    using Scalar = decltype(zero);
+    using T = typename Accumulate<Scalar>::type;
+    const auto rows = rows_of<Scalar>(x, y);
+    const auto weights = weights_of<T>(alpha);
+    if (reduction == kNone) {
+      Tensor out = new_like<Scalar>(x);
+      each(value.of(T{}), rows, weights, out.mutable_data_ptr<Scalar>());
+      return out;
+    }
+    const auto shape = reduction == kAnchor ? y.sizes() : y.sizes().slice(0, 0);
+    Tensor out = torch::stable::new_empty(x, shape, accumulate_type(dtype));
+    T* const result = out.mutable_data_ptr<T>();
+    if (reduction == kAnchor) {
+      sum_of_rows(value.of(T{}), rows, weights, result);
+    } else {
+      *result = sum_of_all(value.of(T{}), rows, weights);
+    }
+    return out;
+  });
+}
+
+Tensor sigmoid_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels,
+                             std::optional<double> alpha, int64_t reduction, const Loops& derivative) {
+  const auto dtype = logits.scalar_type();
+  const Tensor x = torch::stable::contiguous(logits), y = contiguous_as(labels, ScalarType::Long);
+  const Tensor g = contiguous_as(grad, reduction == kNone ? dtype : accumulate_type(dtype));
+  return dispatch_floating(dtype, [&](auto zero) {
+    using Scalar = decltype(zero);
+    using T = typename Accumulate<Scalar>::type;
+    Tensor out = new_like<Scalar>(x);
+    gradient(derivative.of(T{}), rows_of<Scalar>(x, y), weights_of<T>(alpha), g, reduction,
+             out.mutable_data_ptr<Scalar>());
+    return out;
+  });
+}
+
+}  // namespace detkit

@@ -1,0 +1,126 @@
+"""Losses on one sigmoid per class over integer labels; no one-hot tensor exists.
+
+Value and gradient are computed and summed in float32 (float64 for float64) and are finite for |logit| <= 1e4. They are
+differentiable in the logits, once. The result of a compiled kernel does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from detkit.ops import _schema, reference
+
+Reduction = Literal["sum", "anchor", "none"]
+_REDUCTIONS = {"sum": reference.SUM, "anchor": reference.ANCHOR, "none": reference.NONE}
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_LABELS = (torch.int64, torch.int32, torch.uint8)
+
+
+def sigmoid_focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    reduction: Reduction = "sum",
+) -> Tensor:
+    """Focal loss -w (1 - p_t)^gamma log p_t with p = sigmoid(logit) (Lin et al. 2017, eq. 5), not normalised.
+
+    Args:
+        logits: [..., K] float32, float64, bfloat16 or float16, finite; K classes.
+        labels: [...] int64, int32 or uint8: 0..K-1 class, K background, -1 ignored (uint8 ignores nothing).
+        alpha: weight w of the labelled class, 1 - alpha of the others, in [0, 1]; None: all 1.
+        gamma: focusing exponent, >= 0; 0 is (balanced) cross entropy.
+        reduction: "sum" a scalar, "anchor" the sum over classes [...], "none" [..., K].
+
+    Returns:
+        The loss; "sum" and "anchor" have the type that is computed in, "none" the type of the logits. Nothing to sum
+        gives 0 with a graph. Ignored rows give 0 and a gradient of 0.
+
+    Raises:
+        ValueError: naming the argument and its shape, type or range. RuntimeError: a label out of range, on the CPU
+            only; on other devices, where looking would cost a synchronisation, such a label counts as background.
+    """
+    _check_tensors(logits, labels)
+    _check_options(alpha, reduction)
+    _check_number("gamma", gamma, 0 <= gamma < math.inf, "finite and at least 0")
+    return _schema.OPS.sigmoid_focal_loss(logits, labels, alpha, float(gamma), _REDUCTIONS[reduction])
+
+
+def sigmoid_focal_loss_star(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    beta: float = 1.0,
+    reduction: Reduction = "sum",
+) -> Tensor:
+    """FL* of the paper's appendix A: -w log(p_t*) / gamma with p_t* = sigmoid(gamma x_t + beta), not normalised.
+
+    x_t is the logit of the labelled class and minus the logit of the others.
+
+    Args:
+        logits, labels, alpha, reduction: as of sigmoid_focal_loss.
+        gamma: slope of the shifted logit, > 0.
+        beta: its shift, finite; |gamma x + beta| <= 1e4 keeps all finite.
+
+    Returns and raises as sigmoid_focal_loss.
+    """
+    _check_tensors(logits, labels)
+    _check_options(alpha, reduction)
+    _check_number("gamma", gamma, 0 < gamma < math.inf, "finite and above 0")
+    _check_number("beta", beta, math.isfinite(beta), "finite")
+    return _schema.OPS.sigmoid_focal_loss_star(logits, labels, alpha, float(gamma), float(beta), _REDUCTIONS[reduction])
+
+
+def sigmoid_hinge_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float | None = None,
+    margin: float = 0.5,
+    reduction: Reduction = "sum",
+) -> Tensor:
+    """Hinge loss w max(0, margin - p_t) on the probability (section 5.1 of the paper, "Hinge Loss"), not normalised.
+
+    Args:
+        logits, labels, alpha, reduction: as of sigmoid_focal_loss.
+        margin: the p_t from which on there is no loss, in (0, 1].
+
+    Returns and raises as sigmoid_focal_loss. The derivative at p_t = margin is 0.
+    """
+    _check_tensors(logits, labels)
+    _check_options(alpha, reduction)
+    _check_number("margin", margin, 0 < margin <= 1, "in (0, 1]")
+    return _schema.OPS.sigmoid_hinge_loss(logits, labels, alpha, float(margin), _REDUCTIONS[reduction])
+
+
+def _check_tensors(logits: Tensor, labels: Tensor) -> None:
+    if logits.dtype not in _FLOATS:
+        raise ValueError(f"logits must be float32, float64, bfloat16 or float16, not {logits.dtype}")
+    if labels.dtype not in _LABELS:
+        raise ValueError(f"labels must be int64, int32 or uint8, not {labels.dtype}")
+    if logits.dim() == 0 or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} must have the shape of logits {tuple(logits.shape)} without its last "
+            "dimension, the classes"
+        )
+    if labels.device != logits.device:
+        raise ValueError(f"labels are on {labels.device}, logits on {logits.device}; move one of them")
+
+
+def _check_options(alpha: float | None, reduction: str) -> None:
+    if alpha is not None:
+        _check_number("alpha", alpha, 0 <= alpha <= 1, "None or in [0, 1]")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be one of {sorted(_REDUCTIONS)}, not {reduction!r}")
+
+
+def _check_number(name: str, value: float, is_right: bool, expected: str) -> None:
+    if not is_right:
+        raise ValueError(f"{name} must be {expected}, not {value}")
