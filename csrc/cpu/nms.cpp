@@ -1,56 +1,67 @@
-#include <algorithm>
-#include <cmath>
-#include <limits>
 #include <numeric>
 #include <optional>
-#include <unordered_map>
 #include <vector>
 
 #include "../common/tensor.h"
-#include "../math/box.h"
+#include "kept_boxes.h"
+#include "rank.h"
 
 namespace detkit {
 namespace {
 
-// Indices by falling score, ties by index; NaN and infinite scores last, by index.
-std::vector<int64_t> rank_by_score(const double* scores, int64_t count) {
-  std::vector<int64_t> order(count);
-  std::iota(order.begin(), order.end(), 0);
-  const auto last =
-      std::stable_partition(order.begin(), order.end(), [=](int64_t i) { return std::isfinite(scores[i]); });
-  std::stable_sort(order.begin(), last, [=](int64_t a, int64_t b) { return scores[a] > scores[b]; });
-  return order;
+// Boxes [count, 4] in order of suppression. Without groups, all are in one.
+template <class Coordinate>
+struct Candidates {
+  const Coordinate* boxes;
+  const int64_t* groups;
+  const std::vector<uint32_t>& order;
+
+  int64_t group(uint32_t i) const { return groups ? groups[i] : 0; }
+};
+
+// Greedy suppression: each box, in order, is kept unless a kept one of its group suppresses it. `on_kept(index)` says
+// whether to go on; `most` is an upper bound of what will be kept.
+template <class Coordinate, class OnKept>
+void greedy(const Candidates<Coordinate>& candidates, double threshold, int64_t most, OnKept on_kept) {
+  const auto count = static_cast<int64_t>(candidates.order.size());
+  KeptBoxes<Coordinate> kept(threshold, std::min(most, count));
+  for (const uint32_t index : candidates.order) {
+    const Coordinate* const box = candidates.boxes + 4 * static_cast<int64_t>(index);
+    if (kept.suppress(box, candidates.group(index))) continue;
+    if (!on_kept(index)) return;
+    kept.add(box, candidates.group(index));
+  }
 }
 
-// Greedy suppression: each box, in order, is compared with the kept boxes of its group. `on_kept(index)` says whether
-// to go on. Without groups, all boxes are in one.
-template <class OnKept>
-void greedy(const std::vector<int64_t>& order, const double* boxes, const int64_t* groups, double threshold,
-            OnKept on_kept) {
-  std::unordered_map<int64_t, std::vector<Box<double>>> kept;
-  for (const int64_t index : order) {
-    const Box<double> box(boxes + 4 * index);
-    auto& rivals = kept[groups ? groups[index] : 0];
-    const auto beats = [&](const Box<double>& rival) { return suppresses(rival, box, threshold); };
-    if (std::any_of(rivals.begin(), rivals.end(), beats)) continue;
-    rivals.push_back(box);
-    if (!on_kept(index)) return;
-  }
+// Calls f(boxes, scores) with pointers to float or double, to which the tensors are converted without loss.
+template <class F>
+void with_exact(const Tensor& boxes, const Tensor& scores, const F& f) {
+  const Tensor b = contiguous_as(boxes, accumulate_type(boxes.scalar_type()));
+  const Tensor s = contiguous_as(scores, accumulate_type(scores.scalar_type()));
+  STD_TORCH_CHECK(s.numel() < int64_t{1} << 31, "nms: more than 2^31 boxes");
+  dispatch_floating(b.scalar_type(), [&](auto coordinate) {
+    dispatch_floating(s.scalar_type(), [&](auto score) {
+      using Coordinate = typename Accumulate<decltype(coordinate)>::type;
+      using Score = typename Accumulate<decltype(score)>::type;
+      f(b.const_data_ptr<Coordinate>(), s.const_data_ptr<Score>());
+    });
+  });
 }
 
 Tensor kept_indices(const Tensor& boxes, const Tensor& scores, const int64_t* groups, double threshold,
                     std::optional<int64_t> max_keep) {
-  const Tensor b = contiguous_as(boxes, ScalarType::Double), s = contiguous_as(scores, ScalarType::Double);
-  const int64_t most = max_keep.value_or(s.numel());
+  const int64_t count = scores.numel(), most = max_keep.value_or(count);
   std::vector<int64_t> kept;
   if (most > 0) {
-    greedy(rank_by_score(s.const_data_ptr<double>(), s.numel()), b.const_data_ptr<double>(), groups, threshold,
-           [&](int64_t index) {
-             kept.push_back(index);
-             return static_cast<int64_t>(kept.size()) < most;
-           });
+    with_exact(boxes, scores, [&](const auto* box, const auto* score) {
+      const auto order = rank_by_score(score, count, false);
+      greedy(Candidates<std::decay_t<decltype(*box)>>{box, groups, order}, threshold, most, [&](uint32_t index) {
+        kept.push_back(index);
+        return static_cast<int64_t>(kept.size()) < most;
+      });
+    });
   }
-  Tensor out = torch::stable::new_empty(s, {static_cast<int64_t>(kept.size())}, ScalarType::Long);
+  Tensor out = torch::stable::new_empty(scores, {static_cast<int64_t>(kept.size())}, ScalarType::Long);
   std::copy(kept.begin(), kept.end(), out.mutable_data_ptr<int64_t>());
   return out;
 }
@@ -89,14 +100,13 @@ class Quota {
   int64_t total_;
 };
 
-void mask_image(const double* boxes, const double* scores, const int64_t* kinds, int64_t count, double threshold,
+template <class Coordinate, class Score>
+void mask_image(const Coordinate* boxes, const Score* scores, const int64_t* kinds, int64_t count, double threshold,
                 Quota quota, bool* mask) {
-  std::fill(mask, mask + count, false);
+  std::fill_n(mask, count, false);
   if (quota.is_full()) return;
-  std::vector<int64_t> order = rank_by_score(scores, count);
-  const auto excluded = [=](int64_t i) { return scores[i] == -std::numeric_limits<double>::infinity(); };
-  order.erase(std::remove_if(order.begin(), order.end(), excluded), order.end());
-  greedy(order, boxes, nullptr, threshold, [&](int64_t index) {
+  const auto order = rank_by_score(scores, count, true);
+  greedy(Candidates<Coordinate>{boxes, nullptr, order}, threshold, count, [&](uint32_t index) {
     mask[index] = quota.take(kinds ? kinds[index] : 0);
     return !quota.is_full();
   });
@@ -104,19 +114,18 @@ void mask_image(const double* boxes, const double* scores, const int64_t* kinds,
 
 Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold, std::optional<Tensor> kinds,
                 std::optional<std::vector<int64_t>> quota) {
-  const Tensor b = contiguous_as(boxes, ScalarType::Double), s = contiguous_as(scores, ScalarType::Double);
-  const Tensor k = kinds ? contiguous_as(*kinds, ScalarType::Long) : s;
-  const double* box = b.const_data_ptr<double>();
-  const double* score = s.const_data_ptr<double>();
-  const int64_t* kind = kinds ? k.const_data_ptr<int64_t>() : nullptr;
-  const int64_t images = s.size(0), count = s.size(1);
+  const Tensor k = kinds ? contiguous_as(*kinds, ScalarType::Long) : scores;
+  const int64_t* const kind = kinds ? k.const_data_ptr<int64_t>() : nullptr;
+  const int64_t images = scores.size(0), count = scores.size(1);
   const Quota wanted(quota);
-  Tensor mask = torch::stable::new_empty(s, s.sizes(), ScalarType::Bool);
-  bool* out = mask.mutable_data_ptr<bool>();
-  torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      mask_image(box + 4 * i * count, score + i * count, kind ? kind + i * count : nullptr, count, iou_threshold,
-                 wanted, out + i * count);
+  Tensor mask = torch::stable::new_empty(scores, scores.sizes(), ScalarType::Bool);
+  bool* const out = mask.mutable_data_ptr<bool>();
+  with_exact(boxes, scores, [&](const auto* box, const auto* score) {
+    torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        mask_image(box + 4 * i * count, score + i * count, kind ? kind + i * count : nullptr, count, iou_threshold,
+                   wanted, out + i * count);
+    });
   });
   return mask;
 }
