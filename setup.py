@@ -12,7 +12,6 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = runpy.run_path(str(ROOT / "detkit" / "ops" / "_sources.py"))
-AT_FIRST_USE = "The operations are built at first use if there is a C++ compiler then; else PyTorch runs them, slower."
 
 
 class BuildPackage(build_py):
@@ -20,33 +19,43 @@ class BuildPackage(build_py):
 
     def run(self) -> None:
         """Copy the package, and the sources unless the package stays in place."""
+        built = Path(self.build_lib) / "detkit"
+        if not self.editable_mode:
+            shutil.rmtree(built, ignore_errors=True)  # what an earlier build left would be installed too
         super().run()
         if not self.editable_mode:
-            shutil.copytree(ROOT / "csrc", Path(self.build_lib) / "detkit" / "csrc", dirs_exist_ok=True)
+            shutil.copytree(ROOT / "csrc", built / "csrc")
 
 
 def extensions() -> dict:
     """Return the arguments of setup() that build the library; none where torch is missing."""
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
-    except ImportError as error:
-        print(f"detkit: no compiled operations in this build: torch cannot be imported ({error}). {AT_FIRST_USE}")
+    except Exception as error:  # a damaged torch raises more than ImportError
+        say_that_nothing_is_compiled(f"torch cannot be imported ({error})")
         return {}
 
     class BuildLibrary(BuildExtension):
         """Compiles the library; a failure leaves a package without it."""
 
-        def build_extensions(self) -> None:
+        def run(self) -> None:
             try:
-                super().build_extensions()
+                super().run()
             except Exception as error:  # whatever a compiler, or its absence, may raise
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                print(f"detkit: no compiled operations in this build: {lines[0].rstrip('.')}. {AT_FIRST_USE}")
+                say_that_nothing_is_compiled(str(error) or type(error).__name__)
                 self.extensions.clear()
+
+        def build_extensions(self) -> None:
+            super().build_extensions()
+            for extension in self.extensions:
+                path = Path(self.get_ext_fullpath(extension.name))
+                content = path.read_bytes()
+                path.write_bytes(content if SOURCES["is_whole"](content) else SOURCES["sealed"](content))
 
     library = CppExtension(
         "detkit._C",
         [os.path.relpath(path, ROOT) for path in SOURCES["library_sources"]()],
+        depends=[os.path.relpath(path, ROOT) for path in SOURCES["source_files"]("common", "cpu", "math")],
         extra_compile_args=[*SOURCES["library_flags"](), "-g0"],  # setuptools asks for debugging data
         py_limited_api=True,
     )
@@ -55,6 +64,14 @@ def extensions() -> dict:
         "cmdclass": {"build_ext": BuildLibrary, "build_py": BuildPackage},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
+
+
+def say_that_nothing_is_compiled(reason: str) -> None:
+    """Print why this build has no compiled library, and what happens then."""
+    print(
+        f"detkit: no compiled operations in this build: {reason.strip().splitlines()[0].rstrip('.')}. "
+        "The operations are built at first use if there is a C++ compiler then; else PyTorch runs them, slower."
+    )
 
 
 setup(**{"cmdclass": {"build_py": BuildPackage}, **extensions()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from detkit.files import cache_folder
-from detkit.ops import _library
+from detkit.ops import _build, _library
 
 _PACKAGES = ("detkit", "torch", "numpy", "pillow", "pycocotools")
 
@@ -25,12 +26,30 @@ def describe_environment() -> dict[str, str]:
     found["CUDA of torch"] = torch.version.cuda or "none"
     found["GPU"] = ", ".join(_gpus()) or "none"
     found["CPU capability"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    found["C++ compiler"] = _first_line(os.environ.get("CXX", "c++"))
-    found["nvcc"] = _last_line("nvcc")
-    found["ninja"] = shutil.which("ninja") or "none"
-    found["cache folder"] = str(cache_folder())
+    found["C++ compiler"] = _compiler()
+    found["nvcc"] = next(reversed(_version_text(["nvcc"])), "none")
+    found["ninja"] = _ninja()
+    found["cache folder"] = _cache()
     found["DETKIT_OPS"] = os.environ.get("DETKIT_OPS") or "not set"
     return found
+
+
+def describe_library() -> dict[str, str]:
+    """Return the compiled library in use, its size and the vectors that its CPU kernels use; loads, and may build, it.
+
+    The library is "none" where there is none; describe_operations says why.
+    """
+    try:
+        path = _library.load().path
+    except (RuntimeError, ValueError):
+        path = None
+    if path is None:
+        return {"library": "none"}
+    return {
+        "library": str(path),
+        "library size": f"{path.stat().st_size / 1024:.0f} KiB",
+        "library vectors": _library.vectors(),
+    }
 
 
 def describe_operations() -> list[tuple[str, str, str, str]]:
@@ -50,10 +69,14 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Print the environment and the table of operations."""
-    print(format_table(list(describe_environment().items())))
+    """Print the environment, the library, the table of operations, and the reason of each backend in it."""
+    operations = describe_operations()
+    print(format_table([*describe_environment().items(), *describe_library().items()]))
     print()
-    print(format_table([("operation", "device", "backend", "why"), *describe_operations()]))
+    print(format_table([("operation", "device", "backend"), *(row[:3] for row in operations)]))
+    print()
+    for device, backend, why in dict.fromkeys(row[1:] for row in operations):
+        print(f"{device} {backend}: {why}")
 
 
 def _backend(name: str, device: str) -> tuple[str, str]:
@@ -77,24 +100,36 @@ def _gpus() -> list[str]:
     return [f"{gpu.name} (sm_{gpu.major}{gpu.minor}, {gpu.total_memory >> 30} GiB)" for gpu in names]
 
 
-def _first_line(command: str) -> str:
-    return next(iter(_version_text(command)), "none")
+def _compiler() -> str:
+    try:
+        command = _build._find_compiler()
+    except _build.BuildError as error:
+        return f"none: {error}"
+    return f"{command}: {next(iter(_version_text(shlex.split(command))), 'says no version')}"
 
 
-def _last_line(command: str) -> str:
-    return next(reversed(_version_text(command)), "none")
+def _ninja() -> str:
+    try:
+        return " ".join(_build._find_ninja())
+    except _build.BuildError as error:
+        return f"none: {error}"
 
 
-def _version_text(command: str) -> list[str]:
-    path = shutil.which(command.split()[0])
-    if path is None:
+def _cache() -> str:
+    try:
+        return str(cache_folder())
+    except RuntimeError as error:  # no home folder
+        return f"none: {error} Set DETKIT_CACHE to a folder."
+
+
+def _version_text(command: Sequence[str]) -> list[str]:
+    if shutil.which(command[0]) is None:
         return []
     try:
-        return (
-            subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20).stdout.strip().splitlines()
-        )
+        result = subprocess.run([*command, "--version"], capture_output=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return []
+    return result.stdout.decode(errors="replace").strip().splitlines()
 
 
 if __name__ == "__main__":

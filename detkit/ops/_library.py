@@ -8,10 +8,12 @@ dispatcher goes straight to the compiled kernel. `DETKIT_OPS=cpp|reference|cuda`
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import platform
-import re
+import shlex
+import sysconfig
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +23,6 @@ from typing import Any
 
 import torch
 
-from detkit.files import cache_folder
 from detkit.ops import _build, _sources
 
 _REFERENCES: dict[str, Callable[..., Any]] = {}
@@ -82,6 +83,16 @@ def load() -> Loaded:
         return _load()
 
 
+def vectors() -> str:
+    """Return which vectors of the machine the library's CPU kernels use, such as "AVX2"; "none" without a library."""
+    path = load().path
+    if path is None:
+        return "none"
+    ask = ctypes.CDLL(str(path)).detkit_vectors
+    ask.restype = ctypes.c_char_p
+    return ask().decode()
+
+
 @functools.cache
 def _load() -> Loaded:
     choice = os.environ.get("DETKIT_OPS", "").lower()
@@ -91,46 +102,81 @@ def _load() -> Loaded:
         raise RuntimeError("DETKIT_OPS=cuda: this version has no CUDA kernels; use cpp or reference, or unset it")
     if choice == "reference":
         return Loaded(None, _ASKED_FOR)
+    found = _found()
+    if choice == "cpp" and found.path is None:
+        raise RuntimeError(f"DETKIT_OPS=cpp, but there is no compiled library: {found.reason}")
+    return found
+
+
+@functools.cache
+def _found() -> Loaded:
+    """Load what there is; a failure too is found once, not at each call."""
+    oldest = ".".join(map(str, _sources.OLDEST_TORCH))
+    if torch.torch_version.TorchVersion(torch.__version__) < oldest:
+        return Loaded(None, f"torch {torch.__version__} is older than {oldest}; install torch {oldest} or later")
+    path, passed_over = _prebuilt()
+    if path:
+        return Loaded(path, f"prebuilt: {path}")
+    note = f" ({passed_over})" if passed_over else ""
     try:
-        return _prebuilt() or _first_use_build()
-    except (_build.BuildError, OSError, RuntimeError) as error:
-        if choice == "cpp":
-            raise RuntimeError(f"DETKIT_OPS=cpp, but there is no compiled library: {error}") from error
-        return Loaded(None, str(error))
+        path = _first_use_build()
+        return Loaded(path, f"built at first use: {path}{note}")
+    except (_build.BuildError, OSError) as error:
+        return Loaded(None, f"{error}{note}")
 
 
-def _prebuilt() -> Loaded | None:
-    """Load the library that was built with the package, if it is there, of these sources, and whole."""
+def _prebuilt() -> tuple[Path | None, str]:
+    """Load the library that was built with the package, if there is a usable one; else say why it was passed over."""
+    passed_over = ""
     for path in sorted(_sources.PACKAGE.glob("_C*.so")):
-        found = re.search(rb"detkit-sources:(\w+)", path.read_bytes())
-        if found is None or found.group(1).decode() != _sources.digest("common", "cpu"):
-            continue  # of another version: calling it could crash
-        with contextlib.suppress(OSError, RuntimeError):
-            torch.ops.load_library(str(path))
-            return Loaded(path, f"prebuilt: {path}")
+        fault = _fault(path) or _fault_of_opening(path)
+        if fault is None:
+            return path, ""
+        passed_over = f"the installed {path} was passed over: it {fault}; installing detkit again makes a new one"
+    return None, passed_over
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return f"cannot be read ({error})"
+    if not _sources.is_whole(content):
+        return "is damaged, or was changed after it was built"
+    mark = f"detkit-sources:{_sources.digest('common', 'cpu')}\0".encode()
+    return None if mark in content else "is of other sources"  # of another version: calling it could crash
+
+
+def _fault_of_opening(path: Path) -> str | None:
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:  # another kind of machine, or a system that is too old for it
+        return f"cannot be opened ({error.__cause__ or error})"
     return None
 
 
-def _first_use_build() -> Loaded:
+def _first_use_build() -> Path:
     root = Path(torch.__file__).parent
-    name = f"{_sources.digest('common', 'cpu')}-torch{torch.__version__}-{platform.machine()}"
-    flags = [*_sources.library_flags(), f"-isystem '{root / 'include'}'"]
-    link_flags = [f"-L'{root / 'lib'}'", "-ltorch", "-ltorch_cpu"]
-    path = _build.built_library(cache_folder() / "ops" / name, _sources.library_sources(), flags, link_flags)
-    torch.ops.load_library(str(path))
-    return Loaded(path, f"built at first use: {path}")
+    system = f"{sysconfig.get_platform()}-{''.join(platform.libc_ver())}"  # machines may share a home folder
+    name = f"{_sources.digest('common', 'cpu')}-torch{torch.__version__}-{system}"
+    flags = [*_sources.library_flags(), "-isystem", shlex.quote(str(root / "include"))]
+    link_flags = [shlex.quote(f"-L{root / 'lib'}"), "-ltorch", "-ltorch_cpu"]
+    folder = _build.cache_folder("ops") / name
+    path = _build.built_library(folder, _sources.library_sources(), flags, link_flags)
+    fault = _fault_of_opening(path)
+    if fault:
+        raise _build.BuildError(f"{path} {fault}; set DETKIT_CACHE to a folder on a file system that can run programs")
+    return path
 
 
 def _warn_once(device: str, reason: str) -> None:
     if device in _WARNED or reason == _ASKED_FOR:
         return
     _WARNED.add(device)
-    fix = "A C++ compiler (such as g++) and ninja are all that is needed: the next run then builds the operations. "
     warnings.warn(
-        f"detkit's operations run on {device} by their PyTorch reference, because {reason}. Results are equal, but the "
-        "loss needs several times the memory, and NMS and matching take about ten times as long. "
-        f"{fix if device == 'cpu' else ''}`python -m detkit.env` shows the state; DETKIT_OPS=reference accepts it and "
-        "silences this.",
+        f"detkit's operations run on {device} by their PyTorch reference, because {reason}.\nResults are equal, but "
+        "the loss needs several times the memory, and NMS and matching take about ten times as long. "
+        "`python -m detkit.env` shows the state; DETKIT_OPS=reference accepts it and silences this.",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -1,4 +1,4 @@
-"""What the compiled library is built from, and how: shared by setup.py, which runs this file alone, and first use."""
+"""What a compiled library is built from, and what tells a whole one. setup.py runs this file alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 
 # The oldest torch to run on: one binary serves it and every later one (LibTorch stable ABI).
-TORCH_TARGET = "0x020a000000000000"  # 2.10
+OLDEST_TORCH = (2, 10)
+TORCH_TARGET = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
 
 # No contraction to fused multiply-add: the arithmetic of boxes is defined operation by operation.
 # None of them changes a value: the other two only drop the error codes and flags of C that forbid vectors.
@@ -21,6 +22,9 @@ COMPILE_FLAGS = [
     "-fvisibility=hidden",
 ]
 
+_SOURCE_SUFFIXES = {".h", ".cpp"}  # no backups of an editor, no .DS_Store
+_SEAL = b"detkit-sha256:"
+
 
 def csrc_folder() -> Path:
     """Return the folder of the C++ sources: inside an installed package, beside it in a checkout."""
@@ -29,8 +33,14 @@ def csrc_folder() -> Path:
 
 
 def library_sources() -> list[Path]:
-    """Return the files that make the library of CPU kernels."""
-    return sorted(p for room in ("common", "cpu") for p in (csrc_folder() / room).glob("*.cpp"))
+    """Return the files that make the library of CPU kernels; none where csrc/ is missing."""
+    return [path for path in source_files("common", "cpu") if path.suffix == ".cpp"]
+
+
+def source_files(*rooms: str) -> list[Path]:
+    """Return the sources and headers in some folders of csrc/, room by room in order."""
+    folders = [csrc_folder() / room for room in sorted(set(rooms))]
+    return [p for folder in folders for p in sorted(folder.glob("*")) if p.suffix in _SOURCE_SUFFIXES]
 
 
 def library_flags() -> list[str]:
@@ -41,7 +51,16 @@ def library_flags() -> list[str]:
 def digest(*rooms: str) -> str:
     """Return a name for the content of some folders of csrc/, with `math/`, and the flags they are compiled with."""
     found = hashlib.sha256(repr((COMPILE_FLAGS, TORCH_TARGET)).encode())
-    for room in sorted({*rooms, "math"}):
-        for path in sorted((csrc_folder() / room).glob("*.*")):
-            found.update(f"{room}/{path.name}\0".encode() + path.read_bytes())
+    for path in source_files(*rooms, "math"):
+        found.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes())
     return "s" + found.hexdigest()[:16]
+
+
+def sealed(library: bytes) -> bytes:
+    """Return the content of a shared library with its own digest at the end, where no loader of libraries reads."""
+    return library + _SEAL + hashlib.sha256(library).hexdigest().encode()
+
+
+def is_whole(content: bytes) -> bool:
+    """Tell whether a file is as `sealed` returned it: opening a damaged library can kill the process."""
+    return content == sealed(content.rpartition(_SEAL)[0])

@@ -13,7 +13,6 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 
-from detkit.files import cache_folder
 from detkit.ops import _build, _sources
 
 
@@ -77,7 +76,7 @@ def _module() -> ModuleType:
     flags = [*_sources.COMPILE_FLAGS, *(f"-isystem '{folder}'" for folder in includes)]
     name = f"{_sources.digest('math')}-{sysconfig.get_config_var('SOABI')}-pybind11-{pybind11.__version__}"
     path = _build.built_library(
-        cache_folder() / "math" / name, [_sources.csrc_folder() / "math" / "bindings.cpp"], flags, []
+        _build.cache_folder("math") / name, [_sources.csrc_folder() / "math" / "bindings.cpp"], flags, []
     )
     spec = importlib.util.spec_from_file_location("_math", path)
     if spec is None or spec.loader is None:

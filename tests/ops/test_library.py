@@ -1,30 +1,20 @@
 from __future__ import annotations
 
+import functools
 import os
-import signal
+import re
+import shlex
+import shutil
 import subprocess
 import sys
-import textwrap
-import threading
-import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from detkit.ops import _build, _library, _sources
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh process, in the root of the project."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,45 +60,42 @@ def test_a_damaged_library_is_built_anew(tmp_path, source):
     assert build(tmp_path / "cache", source).read_bytes() == whole
 
 
-def test_two_builds_at_once_make_one_library(tmp_path, source):
-    made: list[Path] = []
-    threads = [threading.Thread(target=lambda: made.append(build(tmp_path / "cache", source))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 2
-    assert made[0] == made[1]
-    assert [p.name for p in (tmp_path / "cache").glob("library.*.so")] == [made[0].name]
+def test_what_killed_builds_left_is_removed(tmp_path, source):
+    left = tmp_path / "cache" / "build.left"
+    left.mkdir(parents=True)
+    (left / "0.o").write_text("half an object")
+    assert answer_of(build(tmp_path / "cache", source)) == 42
+    assert not left.exists()
 
 
-def test_a_killed_build_leaves_no_lock(tmp_path, source):
-    folder = tmp_path / "cache"
+def test_paths_and_flags_with_letters_of_the_shell_and_of_ninja(tmp_path, source):
+    folder = tmp_path / "a $b:c 'd' ü"
     folder.mkdir()
-    slow = tmp_path / "slow-compiler"
-    slow.write_text(f"#!/bin/sh\ntouch '{folder / 'started'}'\nexec sleep 600\n")
-    slow.chmod(0o755)
-    code = f"""
-        from pathlib import Path
-        from detkit.ops import _build
-        _build.built_library(Path({str(folder)!r}), [Path({str(source)!r})], ["-DANSWER=42"], [])
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, "CXX": str(slow)},
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not (folder / "started").exists():
-            assert process.poll() is None, "the build ended before it was killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert answer_of(build(folder, source)) == 42
+    moved = source.rename(folder / "$x y.cpp")
+    include = shlex.quote(f"-I{folder}")
+    assert answer_of(_build.built_library(folder / "cache", [moved], ["-DANSWER=7", include], [])) == 7
+
+
+def test_a_compiler_may_have_a_path_with_a_space_or_words_before_it(tmp_path, source, monkeypatch):
+    compiler = tmp_path / "my tools" / "c++"
+    compiler.parent.mkdir()
+    compiler.symlink_to(shutil.which(_build._find_compiler()))
+    monkeypatch.setenv("CXX", str(compiler))
+    assert answer_of(build(tmp_path / "1", source)) == 42
+    monkeypatch.setenv("CXX", "env A=1 c++")
+    assert answer_of(build(tmp_path / "2", source)) == 42
+
+
+def test_ninja_is_found_in_an_environment_that_is_not_activated(tmp_path, monkeypatch):
+    pytest.importorskip("ninja", reason="the ninja package is not installed")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = _build._find_ninja()
+    assert subprocess.run([*command, "--version"], capture_output=True).returncode == 0
+
+
+def test_missing_sources_are_named(tmp_path):
+    with pytest.raises(_build.BuildError, match="sources are missing; install detkit again"):
+        _build.built_library(tmp_path, [], [], [])
 
 
 def test_the_compilers_message_is_in_the_error(tmp_path, source):
@@ -133,20 +120,42 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, source):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", ["", "detkit-sources:sother\0", "detkit-sources:sours\0 but no library"])
-def test_a_prebuilt_library_of_other_sources_or_damaged_is_passed_over(tmp_path, monkeypatch, content):
-    (tmp_path / "_C.abi3.so").write_text(content)
+def test_a_sealed_file_is_whole_until_it_is_changed():
+    content = _sources.sealed(b"a library")
+    assert content.startswith(b"a library")
+    assert _sources.is_whole(content)
+    assert _sources.is_whole(_sources.sealed(content))
+    damaged = [b"", b"a library", content[:-1], content + b"\0", b"A" + content[1:], content[:-1] + b"x"]
+    assert not any(map(_sources.is_whole, damaged))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"detkit-sources:sours\0", "is damaged"),
+        (_sources.sealed(b"detkit-sources:sothers\0"), "is of other sources"),
+        (_sources.sealed(b"detkit-sources:sours\0 but no library"), "cannot be opened \\(.*ELF"),
+    ],
+)
+def test_a_prebuilt_library_that_cannot_serve_is_passed_over(tmp_path, monkeypatch, content, said):
+    (tmp_path / "_C.abi3.so").write_bytes(content)
     monkeypatch.setattr(_sources, "PACKAGE", tmp_path)
     monkeypatch.setattr(_sources, "digest", lambda *rooms: "sours")
-    assert _library._prebuilt() is None
+    path, passed_over = _library._prebuilt()
+    assert path is None
+    assert re.search(f"_C.abi3.so was passed over: it {said}", passed_over)
+
+
+def test_without_a_prebuilt_library_nothing_was_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(_sources, "PACKAGE", tmp_path)
+    assert _library._prebuilt() == (None, "")
 
 
 def test_the_digest_follows_the_sources(tmp_path, monkeypatch):
-    import shutil
-
     before = _sources.digest("common", "cpu")
     shutil.copytree(_sources.csrc_folder(), tmp_path / "csrc")
     monkeypatch.setattr(_sources, "PACKAGE", tmp_path)
+    (tmp_path / "csrc" / "math" / "box.h~").write_text("an editor's backup")
     assert _sources.digest("common", "cpu") == before
     header = tmp_path / "csrc" / "math" / "box.h"
     header.write_text(header.read_text() + "\n")
@@ -154,49 +163,25 @@ def test_the_digest_follows_the_sources(tmp_path, monkeypatch):
 
 
 def test_import_loads_and_builds_nothing(tmp_path):
-    result = python(
-        """
-        import sys
-        import detkit.ops
-        from detkit.ops import _library
-        assert _library._load.cache_info().currsize == 0
-        assert not {"pybind11", "ninja", "setuptools", "torch._dynamo", "torch.utils.cpp_extension"} & set(sys.modules)
-        """,
-        DETKIT_CACHE=str(tmp_path),
-        CXX="no-such-compiler",
-    )
+    code = """
+import sys
+import detkit.ops
+from detkit.ops import _library
+assert _library._load.cache_info().currsize == 0
+assert not {"pybind11", "ninja", "setuptools", "torch._dynamo", "torch.utils.cpp_extension"} & set(sys.modules)
+"""
+    settings = {**os.environ, "DETKIT_CACHE": str(tmp_path), "CXX": "no-such-compiler"}
+    result = subprocess.run([sys.executable, "-c", code], env=settings, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert not list(tmp_path.iterdir())
 
 
-# Prebuilt libraries are put out of sight; what is left then is to build.
-NO_PREBUILT = "from detkit.ops import _library; _library._prebuilt = lambda: None\n"
-
-
-def test_without_a_compiler_the_reference_runs_with_one_warning(tmp_path):
-    result = python(
-        NO_PREBUILT
-        + """
-import warnings, torch
-from detkit import ops
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    boxes = torch.tensor([[0., 0, 2, 2], [0, 0, 2, 2], [5, 5, 6, 6]])
-    for _ in range(2):
-        assert ops.nms(boxes, torch.tensor([0.1, 0.2, 0.3]), 0.5).tolist() == [2, 1]
-    logits = torch.zeros(2, 3, requires_grad=True)
-    ops.sigmoid_focal_loss(logits, torch.tensor([0, 3])).backward()
-(warning,) = caught
-print(warning.category.__name__, warning.message)
-""",
-        DETKIT_CACHE=str(tmp_path),
-        DETKIT_OPS="",
-        CXX="no-such-compiler",
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("RuntimeWarning")
-    assert "no C++ compiler was found" in result.stdout
-    assert "ninja" in result.stdout
+def nothing_loaded(monkeypatch):
+    """As if nothing had been loaded yet, no library were installed, and none could be built."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(_library, "_prebuilt", lambda: (None, ""))
+    for name in ("_load", "_found"):
+        monkeypatch.setattr(_library, name, functools.cache(getattr(_library, name).__wrapped__))
 
 
 @pytest.mark.parametrize(
@@ -211,14 +196,39 @@ print(warning.category.__name__, warning.message)
 def test_a_forced_backend_is_obeyed_or_refused_at_first_use(monkeypatch, tmp_path, choice, expected):
     monkeypatch.setenv("DETKIT_OPS", choice)
     monkeypatch.setenv("DETKIT_CACHE", str(tmp_path))
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(_library, "_prebuilt", lambda: None)
-    monkeypatch.setattr(_library, "_load", _library._load.__wrapped__)
+    nothing_loaded(monkeypatch)
     try:
         got = str(_library.backend_of("nms", "cpu"))
     except (RuntimeError, ValueError) as error:
         got = f"{type(error).__name__}: {error}"
     assert expected in got
+
+
+def test_a_build_that_fails_is_tried_once(monkeypatch, tmp_path):
+    nothing_loaded(monkeypatch)
+    tries = []
+    monkeypatch.setattr(_build, "_find_compiler", lambda: tries.append(1) or _raise(_build.BuildError("none here")))
+    monkeypatch.setenv("DETKIT_OPS", "cpp")
+    monkeypatch.setenv("DETKIT_CACHE", str(tmp_path))
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="none here"):
+            _library.backend_of("nms", "cpu")
+    assert len(tries) == 1
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+@pytest.mark.parametrize("most", ["default", "avx2"])
+def test_the_vectors_are_those_that_the_kernels_use(most):
+    if _library.load().path is None:
+        pytest.skip(f"no compiled library: {_library.load().reason}")
+    code = "from detkit.ops import _library; print(_library.vectors())"
+    settings = {**os.environ, "ATEN_CPU_CAPABILITY": most}
+    result = subprocess.run([sys.executable, "-c", code], env=settings, cwd=ROOT, capture_output=True, text=True)
+    allowed = {"default": ["the baseline"], "avx2": ["the baseline", "AVX2"]}[most]
+    assert result.stdout.startswith(tuple(allowed)), result.stderr
 
 
 def test_forcing_the_reference_ends_with_its_block(monkeypatch):
@@ -233,21 +243,3 @@ def test_forcing_the_reference_ends_with_its_block(monkeypatch):
     assert len(calls) == 1
     torch.ops.detkit.nms(*arguments)
     assert len(calls) == 1
-
-
-def test_a_package_built_without_torch_carries_its_sources(tmp_path):
-    hidden = tmp_path / "hidden" / "torch"
-    hidden.mkdir(parents=True)
-    (hidden / "__init__.py").write_text("raise ImportError('no torch here')")
-    result = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "build")],
-        env={**os.environ, "PYTHONPATH": str(hidden.parent)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "no compiled operations in this build: torch cannot be imported (no torch here)" in result.stdout
-    (package,) = (tmp_path / "build").glob("lib*/detkit")
-    copied = sorted(str(p.relative_to(package / "csrc")) for p in (package / "csrc").rglob("*.cpp"))
-    assert copied == sorted(str(p.relative_to(ROOT / "csrc")) for p in (ROOT / "csrc").rglob("*.cpp"))
