@@ -19,6 +19,7 @@ struct Box {
   T x0, y0, x1, y1, area;
 
   Box() = default;
+  DETKIT_HD Box(T x0_, T y0_, T x1_, T y1_, T area_) : x0(x0_), y0(y0_), x1(x1_), y1(y1_), area(area_) {}
   explicit DETKIT_HD Box(const T* xyxy)
       : x0(xyxy[0]), y0(xyxy[1]), x1(xyxy[2]), y1(xyxy[3]), area(side(x0, x1) * side(y0, y1)) {}
 };
@@ -37,11 +38,10 @@ DETKIT_HD bool suppresses(const Box<T>& a, const Box<T>& b, T threshold) {
   return inter > threshold * (a.area + b.area - inter);
 }
 
-// Intersection over union; 0 where it is not a number.
+// Intersection over union; 0 where it is not a number. Without a branch, for vectors: boxes apart give 0 or 0 / 0.
 template <class T>
 DETKIT_HD T iou(const Box<T>& a, const Box<T>& b) {
   const T inter = intersection(a, b);
-  if (!(inter > 0)) return 0;
   const T ratio = inter / (a.area + b.area - inter);
   return ratio > 0 ? ratio : T(0);
 }

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,33 +16,35 @@ from torch import Tensor
 from detkit import ops
 from detkit.ops import _library
 
+ROOT = Path(__file__).resolve().parents[2]
 RULES = ["detectron2", "detectron", "off"]
 
 
-def one_iou(a: np.ndarray, b: np.ndarray) -> np.float32:
-    """The IoU in float32, operation by operation; 0 where it is not a number."""
-    zero = np.float32(0)
-    sides = [max(zero, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1)]
-    areas = [max(zero, c[2] - c[0]) * max(zero, c[3] - c[1]) for c in (a, b)]
-    inter = sides[0] * sides[1]
-    return inter / (areas[0] + areas[1] - inter) if inter > 0 else zero
+def iou_matrix(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The IoU [R, G] in the type of the boxes, operation by operation; 0 where it is not a number."""
+    a, b = anchors[:, None], boxes[None]
+    zero = anchors.dtype.type(0)
+    with np.errstate(all="ignore"):
+        low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+        inter, *areas = (np.maximum(zero, s).prod(-1) for s in (high - low, *(c[..., 2:] - c[..., :2] for c in (a, b))))
+        ratio = inter / (areas[0] + areas[1] - inter)
+    return np.where(ratio > 0, ratio, zero)
 
 
 def by_hand(anchors, gt_boxes, gt_classes, valid, num_classes, positive, negative, rule):
     """Labels and matches of one image from its definition, anchor by anchor."""
-    real = [g for g in range(len(gt_classes)) if gt_classes[g] >= 0]
-    usable = [r for r in range(len(anchors)) if valid[r]]
+    real = np.flatnonzero(gt_classes >= 0)
     labels, matched = [-1] * len(anchors), [0] * len(anchors)
-    overlap = {(r, g): one_iou(anchors[r], gt_boxes[g]) for r in usable for g in real}
-    highest = {g: max((overlap[r, g] for r in usable), default=np.float32(0)) for g in real}
-    positive, negative = np.float32(positive), np.float32(negative)
-    for r in usable:
-        if not real:
+    overlap = iou_matrix(anchors, gt_boxes[real])
+    highest = overlap[valid].max(0, initial=0)
+    positive, negative = overlap.dtype.type(positive), overlap.dtype.type(negative)
+    for r in np.flatnonzero(valid):
+        if not len(real):
             labels[r] = num_classes
             continue
-        matched[r] = max(real, key=lambda g: overlap[r, g])  # the first of equals
-        best = overlap[r, matched[r]]
-        rescued = rule != "off" and any(highest[g] > 0 and overlap[r, g] == highest[g] for g in real)
+        mine = int(overlap[r].argmax())  # the first of equals
+        matched[r], best = int(real[mine]), overlap[r, mine]
+        rescued = rule != "off" and bool(((highest > 0) & (overlap[r] == highest)).any())
         if best < negative and (rule == "detectron" or not rescued) and best < positive:
             labels[r] = num_classes
         elif best >= positive or rescued:
@@ -74,19 +80,83 @@ def scenes(draw):
 )
 @settings(max_examples=100, deadline=None)
 def test_equals_the_definition(device, scene, rule, thresholds):
-    positive, negative = thresholds
+    check_definition(device, scene, rule, *thresholds)
+
+
+def check_definition(device, scene, rule, positive, negative, num_classes=3) -> None:
+    """Compare with `by_hand` for anchors [N, R, 4] or [R, 4], boxes, classes and valid, as arrays."""
+    anchors, gt_boxes, gt_classes, valid = scene
     labels, matched = ops.match_anchors(
         *(torch.from_numpy(part).to(device) for part in scene[:3]),
-        num_classes=3,
+        num_classes=num_classes,
         positive_iou=positive,
         negative_iou=negative,
         low_quality=rule,
-        valid=torch.from_numpy(scene[3]).to(device),
+        valid=None if valid is None else torch.from_numpy(valid).to(device),
     )
     assert labels.dtype == matched.dtype == torch.int64
-    for image, parts in enumerate(zip(*scene, strict=True)):
-        want = by_hand(*parts, 3, positive, negative, rule)
-        assert (labels[image].tolist(), matched[image].tolist()) == want
+    for n in range(len(gt_boxes)):
+        anchors_here = anchors[n] if anchors.ndim == 3 else anchors
+        usable = np.ones(len(anchors_here), bool) if valid is None else valid[n]
+        want = by_hand(anchors_here, gt_boxes[n], gt_classes[n], usable, num_classes, positive, negative, rule)
+        assert (labels[n].tolist(), matched[n].tolist()) == want
+
+
+class Crowd:
+    """Random boxes on a field with a raster, on which overlaps tie and meet thresholds; by the options drawn."""
+
+    ODD = ([math.nan, 0, 4, 4], [0, 0, math.inf, 4], [-math.inf, 0, math.inf, 9], [9, 9, 0, 0], [3, 3, 3, 9], [0] * 4)
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.random = np.random.default_rng(draw(st.integers(0, 2**32)))
+        self.field = draw(st.sampled_from([8, 40, 300]))
+        self.raster = draw(st.sampled_from([0.0, 1.0, 2.5]))  # 0: none
+        self.odd = draw(st.sampled_from([0.0, 0.05]))
+        self.dtype = draw(st.sampled_from([np.float32, np.float64]))
+
+    def boxes(self, *shape: int) -> np.ndarray:
+        """[*shape, 4] boxes, smaller ones more often, some odd."""
+        low = self.random.uniform(-2, self.field, (*shape, 2))
+        sides = 1 + self.field * self.random.uniform(0, 1, (*shape, 2)) ** 4
+        boxes = np.concatenate([low, low + sides], -1)
+        if self.raster:
+            boxes = np.round(boxes / self.raster) * self.raster
+        odd = np.array(self.ODD)[self.random.integers(len(self.ODD), size=shape)]
+        return np.where(self.random.uniform(size=(*shape, 1)) < self.odd, odd, boxes).astype(self.dtype)
+
+    def some(self, fraction: float, *shape: int) -> np.ndarray:
+        """A mask of about this fraction."""
+        return self.random.uniform(size=shape) < fraction
+
+
+@st.composite
+def crowds(draw):
+    """Scenes of many blocks of anchors and up to 300 boxes, with the rule and thresholds, one of which is often met."""
+    crowd, images = Crowd(draw), draw(st.integers(1, 3))
+    count = draw(st.one_of(st.sampled_from([0, 1, 127, 128, 129, 256]), st.integers(0, 700)))
+    truths = draw(st.sampled_from([0, 1, 3, 20, 64, 65, 300]))
+    anchors = crowd.boxes(*([images] if draw(st.booleans()) else []), count)
+    gt_boxes = crowd.boxes(images, truths)
+    if draw(st.booleans()):  # sorted: neighbours lie close together
+        anchors = np.take_along_axis(anchors, anchors[..., 1:2].argsort(-2), -2)
+    if truths and draw(st.booleans()):  # the same boxes several times
+        gt_boxes = gt_boxes[:, crowd.random.integers(1 + truths // 3, size=truths)]
+    classes = np.where(crowd.some(draw(st.sampled_from([0.0, 0.3])), images, truths), -1, np.arange(truths) % 7)
+    classes[crowd.some(draw(st.sampled_from([0.0, 0.5])), images)] = -1  # images that are all padding
+    valid = crowd.some(draw(st.sampled_from([0.1, 0.9])), images, count) if draw(st.booleans()) else None
+    thresholds = draw(st.sampled_from([(0.5, 0.4), (0.7, 0.3), (0.0, 0.0), (1.0, 0.1)]))
+    if count and truths and draw(st.booleans()):
+        first = iou_matrix(anchors.reshape(-1, count, 4)[0], gt_boxes[0])
+        met = sorted(crowd.random.choice(first[first > 0], 2).tolist() if (first > 0).any() else [0.0, 0.0])
+        thresholds = (met[1], met[0])
+    return (anchors, gt_boxes, classes, valid), draw(st.sampled_from(RULES)), thresholds
+
+
+@given(crowd=crowds())
+@settings(max_examples=200, deadline=None)
+def test_equals_the_definition_in_crowds(device, crowd):
+    scene, rule, thresholds = crowd
+    check_definition(device, scene, rule, *thresholds, num_classes=7)
 
 
 def match(device: str, anchors: list, gt_boxes: list, gt_classes: list, **options) -> tuple[list, list]:
@@ -195,6 +265,59 @@ def test_backends_agree_to_the_bit(device, rule, dtype):
     assert torch.equal(got[0].cpu(), labels)
     assert torch.equal(got[1].cpu(), matched)
     assert 0 < ((labels >= 0) & (labels < 20)).sum() < (labels == 20).sum()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_anchors_that_tie_far_apart_are_all_rescued_whatever_the_threads(device, threads):
+    # Box g is tied by anchors 256 g + 5 and 128 further: whichever thread takes them; box 0 by the last anchor too.
+    boxes = torch.tensor([strip(100 * g, 10) for g in range(100)])
+    anchors = torch.tensor([strip(-50, 1)]).repeat(25_600, 1)
+    anchors[5::256] = anchors[133::256] = boxes - torch.tensor([0.0, 0, 7, 0])
+    anchors[-1] = anchors[5]
+    anchors[600] = anchors[5] - torch.tensor([0.0, 0, 1, 0])  # overlaps box 0, but less
+    tied = torch.zeros(25_600, dtype=torch.bool)
+    tied[5::128] = tied[-1] = True
+    scene = [t.to(device) for t in (anchors, boxes[None], torch.full((1, 100), 7))]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for _ in range(5):
+            labels, _ = ops.match_anchors(*scene, num_classes=9)
+            assert torch.equal(labels[0].cpu() == 7, tied)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_changes_nothing(device):
+    anchors, gt_boxes, gt_classes = (t.to(device) for t in random_scene(3000, 3, 60))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(ops.match_anchors(anchors, gt_boxes, gt_classes, num_classes=20))
+    finally:
+        torch.set_num_threads(before)
+    for labels, matched in found[1:]:
+        assert torch.equal(labels, found[0][0])
+        assert torch.equal(matched, found[0][1])
+
+
+@pytest.mark.parametrize("most", ["default", "avx2"])
+def test_vectors_of_another_machine_agree_to_the_bit(tmp_path, most):
+    if _library.load().path is None:
+        pytest.skip(f"no compiled library: {_library.load().reason}")
+    scene = random_scene(3000, 2, 100)
+    torch.save((scene, ops.match_anchors(*scene, num_classes=20)), tmp_path / "scene.pt")
+    code = """
+import sys, torch
+from detkit import ops
+scene, found = torch.load(sys.argv[1])
+print([torch.equal(*pair) for pair in zip(found, ops.match_anchors(*scene, num_classes=20))])
+"""
+    settings = {**os.environ, "ATEN_CPU_CAPABILITY": most, "DETKIT_OPS": "cpp"}
+    command = [sys.executable, "-c", code, str(tmp_path / "scene.pt")]
+    result = subprocess.run(command, env=settings, cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == "[True, True]\n", result.stderr
 
 
 def test_boxes_by_image_equal_shared_anchors(device):
