@@ -175,7 +175,7 @@ def _warn_once(device: str, reason: str) -> None:
     _WARNED.add(device)
     warnings.warn(
         f"detkit's operations run on {device} by their PyTorch reference, because {reason}.\nResults are equal, but "
-        "the loss needs several times the memory, and NMS and matching take about ten times as long. "
+        "the loss needs several times the memory and time, and NMS and matching take a hundred times as long. "
         "`python -m detkit.env` shows the state; DETKIT_OPS=reference accepts it and silences this.",
         RuntimeWarning,
         stacklevel=2,
