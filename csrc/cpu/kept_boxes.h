@@ -4,14 +4,14 @@
 //   * s is in [t, 1/t]: the intersection is at most min(w, s w) wide, the union at least max(w, s w); so for heights;
 //   * their centres are at most w ((1 + s) / 2 - t max(1, s)) apart in x: the intersection is more than t max(w, s w)
 //     wide, and at most (w + s w) / 2 less that distance; so in y with heights.
-// Widths and heights are sorted into bins, each four times the last. Each pair of bins (of width, of height) has a grid with cells
-// as large as the distances that matter among its boxes. A kept box is in the cell of its centre; a question looks into
-// the few pairs of bins where a suppressor can be, there into the few cells that it can reach. As kept boxes do not
-// suppress one another, few of them fit into a cell, whatever the input: the cost stays near-linear.
+// Widths and heights are sorted into bins, each four times the last. Each pair of bins (of width, of height) has a grid
+// with cells as large as the distances that matter among its boxes. A kept box is in the cell of its centre; a question
+// looks into the few pairs of bins where a suppressor can be, there into the few cells that it can reach. As kept boxes
+// do not suppress one another, few of them fit into a cell, whatever the input: the cost stays near-linear.
 //
-// Different cells may share a list: whoever is found is judged by the exact test, in float64 from the given coordinates.
-// Bins and distances leave a margin far above the rounding of these. What has no place in such a grid (a threshold near
-// 0, sides that vanish beside their coordinates) is in a plain list, and compared one by one.
+// Different cells may share a list: whoever is found is judged by the exact test, in float64 from the given
+// coordinates. Bins and distances leave a margin far above the rounding of these. What has no place in such a grid (a
+// threshold near 0, sides that vanish beside their coordinates) is in a plain list, and compared one by one.
 #pragma once
 
 #include <algorithm>

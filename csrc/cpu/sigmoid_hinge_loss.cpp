@@ -1,32 +1,36 @@
 #include "../math/hinge.h"
-
 #include "sigmoid_loss.h"
 
 namespace detkit {
 namespace {
 
 template <class T>
-HingeLoss<T> shape(double margin) {
-  return {static_cast<T>(margin)};
+Loops<T> loops(double margin) {
+  return loops_of<T>(HingeLoss<T>{static_cast<T>(margin)});
 }
+
+LossShape shape(double margin) { return {loops<float>(margin), loops<double>(margin)}; }
 
 Tensor sigmoid_hinge_loss(const Tensor& logits, const Tensor& labels, std::optional<double> alpha, double margin,
                           int64_t reduction) {
-  return sigmoid_loss("sigmoid_hinge_loss", logits, labels, alpha, reduction,
-                      {value_loop<float>(shape<float>(margin)), value_loop<double>(shape<double>(margin))});
+  return sigmoid_loss("sigmoid_hinge_loss", logits, labels, alpha, reduction, shape(margin));
+}
+
+std::tuple<Tensor, Tensor> sigmoid_hinge_loss_with_gradient(const Tensor& logits, const Tensor& labels,
+                                                            std::optional<double> alpha, double margin) {
+  return sigmoid_loss_with_gradient("sigmoid_hinge_loss", logits, labels, alpha, shape(margin));
 }
 
 Tensor sigmoid_hinge_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels,
                                    std::optional<double> alpha, double margin, int64_t reduction) {
-  return sigmoid_loss_backward(
-      grad, logits, labels, alpha, reduction,
-      {derivative_loop<float>(shape<float>(margin)), derivative_loop<double>(shape<double>(margin))});
+  return sigmoid_loss_backward(grad, logits, labels, alpha, reduction, shape(margin));
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(detkit, CPU, m) {
   m.impl("sigmoid_hinge_loss", TORCH_BOX(&sigmoid_hinge_loss));
+  m.impl("_sigmoid_hinge_loss_with_gradient", TORCH_BOX(&sigmoid_hinge_loss_with_gradient));
   m.impl("_sigmoid_hinge_loss_backward", TORCH_BOX(&sigmoid_hinge_loss_backward));
 }
 

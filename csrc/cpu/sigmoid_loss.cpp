@@ -1,6 +1,6 @@
 // Feeds the loop of a loss: a chunk of whole rows (or a part of one long row) is loaded with its signs and weights set,
-// the loop runs over it as over a flat array, and what comes out is summed or written. Neither the labels nor the number
-// of classes is seen by the loop that costs time.
+// the loop runs over it as over a flat array, and what comes out is summed or written. Neither the labels nor the
+// number of classes is seen by the loop that costs time.
 #include "sigmoid_loss.h"
 
 #include <algorithm>
@@ -71,6 +71,14 @@ class Chunk {
     });
   }
 
+  // Turns the sign of the values at the labelled classes: dz/dx is 1 there, and -1 at the others.
+  template <class Scalar>
+  void turn_labelled(const Rows<Scalar>& rows, const Part& part, T* values) const {
+    for_each_label(rows, part, [&](int64_t start, int64_t k) {
+      if (k != kIgnored) values[start + k] = -values[start + k];
+    });
+  }
+
   template <class Scalar>
   void clear(const Rows<Scalar>& rows, const Part& part) {
     for_each_label(rows, part, [&](int64_t start, int64_t k) {
@@ -88,7 +96,7 @@ class Chunk {
   // Calls f(index of the row's first element, label) for the rows that are not all background; the label counts from
   // the part's first class.
   template <class Scalar, class F>
-  void for_each_label(const Rows<Scalar>& rows, const Part& part, const F& f) {
+  static void for_each_label(const Rows<Scalar>& rows, const Part& part, const F& f) {
     const int64_t* const labels = rows.labels + part.first_row;
     for (int64_t r = 0; r < part.rows; ++r) {
       const int64_t k = labels[r] - part.first_class;
@@ -125,54 +133,68 @@ void for_each_part(const Rows<Scalar>& rows, Weights<T> weights, const F& f) {
   });
 }
 
-template <class T, class Scalar>
-T sum_of_all(const Loop<T>& value, const Rows<Scalar>& rows, Weights<T> weights) {
-  std::vector<double> partial(rows.count, 0.0);  // of each block; a block has a row at least
-  for_each_part(rows, weights, [&](int64_t block, const Part& part, const Chunk<T>& chunk) {
-    partial[block] += value.total(part.count(), chunk.z(), chunk.weight());
-  });
+template <class T>
+T in_order(const std::vector<double>& partial) {
   double total = 0;
   for (const double part : partial) total += part;
   return static_cast<T>(total);
 }
 
 template <class T, class Scalar>
-void sum_of_rows(const Loop<T>& value, const Rows<Scalar>& rows, Weights<T> weights, T* out) {
+T sum_of_all(const Loops<T>& loops, const Rows<Scalar>& rows, Weights<T> weights) {
+  std::vector<double> partial(rows.count, 0.0);  // of each block; a block has a row at least
+  for_each_part(rows, weights, [&](int64_t block, const Part& part, const Chunk<T>& chunk) {
+    partial[block] += loops.total(part.count(), chunk.z(), chunk.weight());
+  });
+  return in_order<T>(partial);
+}
+
+template <class T, class Scalar>
+void sum_of_rows(const Loops<T>& loops, const Rows<Scalar>& rows, Weights<T> weights, T* out) {
   std::fill_n(out, rows.count, T(0));
   for_each_part(rows, weights, [&](int64_t, const Part& part, const Chunk<T>& chunk) {
     for (int64_t r = 0, i = 0; r < part.rows; ++r, i += part.width)
-      out[part.first_row + r] += static_cast<T>(value.total(part.width, chunk.z() + i, chunk.weight() + i));
+      out[part.first_row + r] += static_cast<T>(loops.total(part.width, chunk.z() + i, chunk.weight() + i));
   });
 }
 
-// Runs the loop over a part and writes the results where they belong, times a factor of each element or row.
-template <class T, class Scalar, class Factor>
-void write_part(const Loop<T>& loop, const Rows<Scalar>& rows, const Part& part, Chunk<T>& chunk, const Factor& factor,
-                Scalar* out) {
+// Lets `compute(values)` fill a part and writes it where it belongs.
+template <class T, class Scalar, class Compute>
+void write_part(const Rows<Scalar>& rows, const Part& part, Chunk<T>& chunk, Scalar* out, const Compute& compute) {
   Scalar* const to = out + part.first_row * rows.classes + part.first_class;
-  const int64_t count = part.count();
-  constexpr bool kInPlace = std::is_same_v<T, Scalar>;
-  T* results = chunk.out();
-  if constexpr (kInPlace) results = to;
-  loop.each(count, chunk.z(), chunk.weight(), results);
-  factor(part, results);
-  if constexpr (!kInPlace) {
-    vectorized<T>([&]() DETKIT_INLINE {
-      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Scalar>(results[i]);
+  if constexpr (std::is_same_v<T, Scalar>) {
+    compute(to);
+  } else {
+    compute(chunk.out());
+    vectorized<T>([&, count = part.count()]() DETKIT_INLINE {
+      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<Scalar>(chunk.out()[i]);
     });
   }
 }
 
 template <class T, class Scalar>
-void each(const Loop<T>& value, const Rows<Scalar>& rows, Weights<T> weights, Scalar* out) {
+void each(const Loops<T>& loops, const Rows<Scalar>& rows, Weights<T> weights, Scalar* out) {
   for_each_part(rows, weights, [&](int64_t, const Part& part, Chunk<T>& chunk) {
-    write_part(value, rows, part, chunk, [](const Part&, T*) {}, out);
+    write_part(rows, part, chunk, out,
+               [&](T* values) { loops.value(part.count(), chunk.z(), chunk.weight(), values); });
   });
+}
+
+template <class T, class Scalar>
+T sum_with_gradient(const Loops<T>& loops, const Rows<Scalar>& rows, Weights<T> weights, Scalar* out) {
+  std::vector<double> partial(rows.count, 0.0);
+  for_each_part(rows, weights, [&](int64_t block, const Part& part, Chunk<T>& chunk) {
+    write_part(rows, part, chunk, out, [&](T* values) {
+      partial[block] += loops.total_with_derivative(part.count(), chunk.z(), chunk.weight(), values);
+      chunk.turn_labelled(rows, part, values);
+    });
+  });
+  return in_order<T>(partial);
 }
 
 // The gradient that comes in is one number, or one per row, or one per element.
 template <class T, class Scalar>
-void gradient(const Loop<T>& derivative, const Rows<Scalar>& rows, Weights<T> weights, const Tensor& grad,
+void gradient(const Loops<T>& loops, const Rows<Scalar>& rows, Weights<T> weights, const Tensor& grad,
               int64_t reduction, Scalar* out) {
   const T scale = reduction == kSum ? *grad.const_data_ptr<T>() : T(1);
   const T* const of_row = reduction == kAnchor ? grad.const_data_ptr<T>() : nullptr;
@@ -185,7 +207,10 @@ void gradient(const Loop<T>& derivative, const Rows<Scalar>& rows, Weights<T> we
   };
   const Weights<T> signed_weights{weights.on * scale, -weights.off * scale};  // dz/dx is -1 beside the label
   for_each_part(rows, signed_weights, [&](int64_t, const Part& part, Chunk<T>& chunk) {
-    write_part(derivative, rows, part, chunk, times_grad, out);
+    write_part(rows, part, chunk, out, [&](T* values) {
+      loops.derivative(part.count(), chunk.z(), chunk.weight(), values);
+      times_grad(part, values);
+    });
   });
 }
 
@@ -213,7 +238,7 @@ Tensor new_like(const Tensor& tensor) {
 }  // namespace
 
 Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, std::optional<double> alpha,
-                    int64_t reduction, const Loops& value) {
+                    int64_t reduction, const LossShape& shape) {
   const auto dtype = logits.scalar_type();
   const Tensor x = torch::stable::contiguous(logits), y = contiguous_as(labels, ScalarType::Long);
   check_labels(op, y, x.size(x.dim() - 1));
@@ -222,25 +247,42 @@ Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, 
     using T = typename Accumulate<Scalar>::type;
     const auto rows = rows_of<Scalar>(x, y);
     const auto weights = weights_of<T>(alpha);
+    const auto& loops = shape.loops(T{});
     if (reduction == kNone) {
       Tensor out = new_like<Scalar>(x);
-      each(value.of(T{}), rows, weights, out.mutable_data_ptr<Scalar>());
+      each(loops, rows, weights, out.mutable_data_ptr<Scalar>());
       return out;
     }
-    const auto shape = reduction == kAnchor ? y.sizes() : y.sizes().slice(0, 0);
-    Tensor out = torch::stable::new_empty(x, shape, accumulate_type(dtype));
+    const auto sizes = reduction == kAnchor ? y.sizes() : y.sizes().slice(0, 0);
+    Tensor out = torch::stable::new_empty(x, sizes, accumulate_type(dtype));
     T* const result = out.mutable_data_ptr<T>();
     if (reduction == kAnchor) {
-      sum_of_rows(value.of(T{}), rows, weights, result);
+      sum_of_rows(loops, rows, weights, result);
     } else {
-      *result = sum_of_all(value.of(T{}), rows, weights);
+      *result = sum_of_all(loops, rows, weights);
     }
     return out;
   });
 }
 
+std::tuple<Tensor, Tensor> sigmoid_loss_with_gradient(const char* op, const Tensor& logits, const Tensor& labels,
+                                                      std::optional<double> alpha, const LossShape& shape) {
+  const auto dtype = logits.scalar_type();
+  const Tensor x = torch::stable::contiguous(logits), y = contiguous_as(labels, ScalarType::Long);
+  check_labels(op, y, x.size(x.dim() - 1));
+  return dispatch_floating(dtype, [&](auto zero) {
+    using Scalar = decltype(zero);
+    using T = typename Accumulate<Scalar>::type;
+    Tensor loss = torch::stable::new_empty(x, y.sizes().slice(0, 0), accumulate_type(dtype));
+    Tensor gradient = new_like<Scalar>(x);
+    *loss.mutable_data_ptr<T>() = sum_with_gradient(shape.loops(T{}), rows_of<Scalar>(x, y), weights_of<T>(alpha),
+                                                    gradient.mutable_data_ptr<Scalar>());
+    return std::make_tuple(loss, gradient);
+  });
+}
+
 Tensor sigmoid_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels,
-                             std::optional<double> alpha, int64_t reduction, const Loops& derivative) {
+                             std::optional<double> alpha, int64_t reduction, const LossShape& shape) {
   const auto dtype = logits.scalar_type();
   const Tensor x = torch::stable::contiguous(logits), y = contiguous_as(labels, ScalarType::Long);
   const Tensor g = contiguous_as(grad, reduction == kNone ? dtype : accumulate_type(dtype));
@@ -248,7 +290,7 @@ Tensor sigmoid_loss_backward(const Tensor& grad, const Tensor& logits, const Ten
     using Scalar = decltype(zero);
     using T = typename Accumulate<Scalar>::type;
     Tensor out = new_like<Scalar>(x);
-    gradient(derivative.of(T{}), rows_of<Scalar>(x, y), weights_of<T>(alpha), g, reduction,
+    gradient(shape.loops(T{}), rows_of<Scalar>(x, y), weights_of<T>(alpha), g, reduction,
              out.mutable_data_ptr<Scalar>());
     return out;
   });

@@ -27,8 +27,7 @@ void bind(py::module_& m) {
   using detkit::HingeLoss;
   m.def("focal_loss", py::vectorize(focal_loss<T>));
   m.def("focal_loss_derivative", py::vectorize(focal_loss_derivative<T>));
-  m.def("focal_loss_star",
-        py::vectorize([](T z, T gamma, T beta) { return FocalStarLoss<T>{gamma, beta}.value(z); }));
+  m.def("focal_loss_star", py::vectorize([](T z, T gamma, T beta) { return FocalStarLoss<T>{gamma, beta}.value(z); }));
   m.def("focal_loss_star_derivative",
         py::vectorize([](T z, T gamma, T beta) { return FocalStarLoss<T>{gamma, beta}.derivative(z); }));
   m.def("hinge_loss", py::vectorize([](T z, T margin) { return HingeLoss<T>{margin}.value(z); }));

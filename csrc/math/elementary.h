@@ -1,5 +1,5 @@
-// exp and log1p over the ranges that the losses need. For float they are branch-free, so that compilers vectorise a loop
-// over them; a NaN stays one. double, which serves the checks, takes the standard library.
+// exp and log1p over the ranges that the losses need. For float they are branch-free, so that compilers vectorise a
+// loop over them; a NaN stays one. double, which serves the checks, takes the standard library.
 //
 // The polynomials are minimax fits of our own: relative error 3e-9 (exp) and 5e-9 (log1p), below the rounding of float.
 #pragma once
@@ -22,7 +22,7 @@ DETKIT_HD To bit_cast(From from) {
 
 // exp(x) for x <= 0. Below the normal numbers of float the result is 0.
 DETKIT_HD float exp_nonpositive(float x) {
-  x = x < -88.0f ? -88.0f : x;  // 2^-127 below: the scale becomes 0
+  x = x < -88.0f ? -88.0f : x;        // 2^-127 below: the scale becomes 0
   const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer nearest in the low bits
   const float shifted = x * 1.44269504f + rounder;
   const float n = shifted - rounder;

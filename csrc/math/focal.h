@@ -10,7 +10,8 @@
 namespace detkit {
 
 // q^gamma. The exponents of the paper's main rows need no exponential; the power of 2 underflows only where the product
-// does. Any other one is taken through log q, which stays finite where q itself underflows; so every gamma >= 0 is safe.
+// does. Any other one is taken through log q, which stays finite where q itself underflows; so every gamma >= 0 is
+// safe.
 template <class T>
 struct PowerZero {
   static constexpr T gamma = 0;

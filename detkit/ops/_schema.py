@@ -41,11 +41,21 @@ def _loss_backward_fake(grad: Tensor, logits: Tensor, *options: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
+def _loss_with_gradient_fake(logits: Tensor, labels: Tensor, alpha: float | None, *shape: float) -> tuple:
+    return _loss_fake(logits, labels, alpha, *shape, reference.SUM), logits.new_empty(logits.shape)
+
+
 def _define_loss(name: str, shape: str, run: Callable[..., Any], run_backward: Callable[..., Any]) -> None:
     """Define a loss whose shape has some parameters, its backward pass, and the end of differentiation after that."""
-    inputs = f"Tensor logits, Tensor labels, float? alpha, {shape}, int reduction"
-    _define(f"{name}({inputs}) -> Tensor", run, _loss_fake)
-    _define(f"_{name}_backward(Tensor grad, {inputs}) -> Tensor", run_backward, _loss_backward_fake)
+    inputs = f"Tensor logits, Tensor labels, float? alpha, {shape}"
+
+    def run_with_gradient(logits: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+        loss = run(logits, *options, reference.SUM)
+        return loss, run_backward(torch.ones_like(loss), logits, *options, reference.SUM)
+
+    _define(f"{name}({inputs}, int reduction) -> Tensor", run, _loss_fake)
+    _define(f"_{name}_with_gradient({inputs}) -> (Tensor, Tensor)", run_with_gradient, _loss_with_gradient_fake)
+    _define(f"_{name}_backward(Tensor grad, {inputs}, int reduction) -> Tensor", run_backward, _loss_backward_fake)
     backward = getattr(OPS, f"_{name}_backward")
 
     def save(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -63,6 +73,34 @@ def _define_loss(name: str, shape: str, run: Callable[..., Any], run_backward: C
 
     torch.library.register_autograd(f"detkit::{name}", gradient, setup_context=save, lib=LIBRARY)
     torch.library.register_autograd(f"detkit::_{name}_backward", no_second_derivative, lib=LIBRARY)
+
+
+class SumWithGradient(torch.autograd.Function):
+    """The sum of a loss, computed together with its gradient: one pass over the logits instead of two.
+
+    The backward pass multiplies the gradient in place, so that there is one tensor of the size of the logits; asked
+    again (retain_graph=True), or for a graph of its own, it computes anew.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, name: str, logits: Tensor, labels: Tensor, *options: float | None) -> Tensor:
+        """Return the sum; `options` are those of the schema without the reduction."""
+        loss, ctx.gradient = getattr(OPS, f"_{name}_with_gradient")(logits, labels, *options)
+        ctx.save_for_backward(logits, labels)
+        ctx.backward_op = getattr(OPS, f"_{name}_backward")
+        ctx.options = options
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        """Return the gradient to the logits."""
+        gradient, ctx.gradient = ctx.gradient, None
+        logits, labels = ctx.saved_tensors
+        if gradient is None or torch.is_grad_enabled():
+            gradient = ctx.backward_op(grad, logits, labels, *ctx.options, reference.SUM)
+        else:
+            gradient.mul_(grad)
+        return None, gradient, None, *(None for _ in ctx.options)
 
 
 _define_loss(

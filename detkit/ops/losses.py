@@ -48,7 +48,7 @@ def sigmoid_focal_loss(
     _check_tensors(logits, labels)
     _check_options(alpha, reduction)
     _check_number("gamma", gamma, 0 <= gamma < math.inf, "finite and at least 0")
-    return _schema.OPS.sigmoid_focal_loss(logits, labels, alpha, float(gamma), _REDUCTIONS[reduction])
+    return _loss("sigmoid_focal_loss", reduction, logits, labels, alpha, float(gamma))
 
 
 def sigmoid_focal_loss_star(
@@ -75,7 +75,7 @@ def sigmoid_focal_loss_star(
     _check_options(alpha, reduction)
     _check_number("gamma", gamma, 0 < gamma < math.inf, "finite and above 0")
     _check_number("beta", beta, math.isfinite(beta), "finite")
-    return _schema.OPS.sigmoid_focal_loss_star(logits, labels, alpha, float(gamma), float(beta), _REDUCTIONS[reduction])
+    return _loss("sigmoid_focal_loss_star", reduction, logits, labels, alpha, float(gamma), float(beta))
 
 
 def sigmoid_hinge_loss(
@@ -97,7 +97,15 @@ def sigmoid_hinge_loss(
     _check_tensors(logits, labels)
     _check_options(alpha, reduction)
     _check_number("margin", margin, 0 < margin <= 1, "in (0, 1]")
-    return _schema.OPS.sigmoid_hinge_loss(logits, labels, alpha, float(margin), _REDUCTIONS[reduction])
+    return _loss("sigmoid_hinge_loss", reduction, logits, labels, alpha, float(margin))
+
+
+def _loss(name: str, reduction: str, logits: Tensor, labels: Tensor, *options: float | None) -> Tensor:
+    # float16 is left out: the gradient of an easy element underflows before the loss scale is applied to it.
+    fuses = reduction == "sum" and logits.requires_grad and torch.is_grad_enabled() and logits.dtype != torch.float16
+    if fuses and not torch.compiler.is_compiling():
+        return _schema.SumWithGradient.apply(name, logits, labels, *options)
+    return getattr(_schema.OPS, name)(logits, labels, *options, _REDUCTIONS[reduction])
 
 
 def _check_tensors(logits: Tensor, labels: Tensor) -> None:
