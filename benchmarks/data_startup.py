@@ -186,6 +186,7 @@ def _table(args: argparse.Namespace, found: dict[str, dict]) -> str:
     import numpy
     import PIL
     import torch
+    from measuring import processor  # imports torch, whose import is measured above
 
     first, cached, batch, memory = (found[key] for key in ("first", "cached", "batch", "memory"))
     rows = [
@@ -208,22 +209,13 @@ def _table(args: argparse.Namespace, found: dict[str, dict]) -> str:
         f"Data set: {args.images} pictures, {args.boxes} boxes ({first['boxes']} usable), COCO's format; "
         f"{args.workers} workers.",
         f"Command: `{' '.join(['python', 'benchmarks/data_startup.py', *sys.argv[1:]])}`.",
-        f"Date: {time.strftime('%Y-%m-%d')}. Machine: {_processor()}, {os.cpu_count()} cores. "
+        f"Date: {time.strftime('%Y-%m-%d')}. Machine: {processor()}, {os.cpu_count()} cores. "
         f"Python {platform.python_version()}, torch {torch.__version__}, numpy {numpy.__version__}, "
         f"Pillow {PIL.__version__}. Load of the machine (over 1 minute): {args.load:.1f} before, "
         f"{os.getloadavg()[0]:.1f} after.",
     ]
     table = ["| what | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     return "\n".join(["# From the start to the first batch", "", *lines, "", *table])
-
-
-def _processor() -> str:
-    """Return the processor's name, as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":
