@@ -1,12 +1,13 @@
 # Everything that the project needs goes into .venv; nothing else on the machine is changed.
 #   make quickstart   set up, train a small detector on generated pictures, show the result (a few minutes)
 #   make test         set up, then lint, types and tests
+#   make stress       random and adversarial cases of the operations, ten thousand of each (about four minutes)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test lint types pytest fuzz docs format clean
+.PHONY: quickstart test lint types pytest fuzz stress docs format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python tools/train_net.py --config-file configs/quickstart.yaml
@@ -27,6 +28,10 @@ pytest: $(VENV)/.installed
 # Damaged annotation files and pictures, a hundred times as many as `make test` tries: about half an hour.
 fuzz: $(VENV)/.installed
 	DETKIT_FUZZ_ROUNDS=100000 $(BIN)/python -m pytest tests/data/test_fuzz.py
+
+# Every kernel against the reference, on cases from a seed: `make test` tries the first of them.
+stress: $(VENV)/.installed
+	DETKIT_STRESS_ROUNDS=10000 $(BIN)/python -m pytest tests/ops/test_adversarial.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python tools/write_config_docs.py

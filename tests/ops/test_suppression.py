@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,6 +91,83 @@ def test_nms_mask_is_the_greedy_result_cut_to_the_quotas(device, scene, threshol
     for dtype in (torch.int64, torch.int32):
         mask = ops.nms_mask(*batch, threshold, kinds=kinds[None].to(device, dtype), quota=quota)
         assert torch.equal(mask.cpu()[0], cut)
+
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=4, deadline=None)
+def test_every_family_of_boxes_equals_the_definition(device, family, draw_scene, seed):
+    s = draw_scene(np.random.default_rng(seed), family, 150)
+    boxes, scores, groups = (t.to(device) for t in (s.boxes, s.scores, s.groups))
+    kept = ops.batched_nms(boxes, scores, groups, s.threshold, max_keep=s.max_keep)
+    assert kept.tolist() == brute_force(s.boxes, s.scores, s.threshold, s.groups.tolist())[: s.max_keep]
+    assert ops.nms(boxes, scores, s.threshold).tolist() == brute_force(s.boxes, s.scores, s.threshold)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=3, deadline=None)
+def test_turning_and_scaling_boxes_changes_nothing(device, family, draw_scene, seed):
+    """Exact changes of the coordinates, which lead an index to other cells."""
+    s = draw_scene(np.random.default_rng(seed), family, 800)
+    scores = s.scores.to(device)
+    kept = ops.nms(s.boxes.to(device), scores, s.threshold)
+    wide = s.boxes.double()
+    mirrored, turned = -wide[:, [2, 3, 0, 1]], wide[:, [1, 0, 3, 2]]
+    changed = [mirrored, turned, *([2 * wide, wide / 16] if unharmed_by_scale(wide) else [])]
+    for boxes in changed:
+        assert torch.equal(ops.nms(boxes.to(device), scores, s.threshold), kept)
+
+
+def unharmed_by_scale(boxes: Tensor) -> bool:
+    """Whether areas stay normal numbers, so that a power of 2 is exact."""
+    sizes = boxes.abs()
+    return bool(((sizes == 0) | (sizes > 1e-100) & (sizes < 1e100) | ~torch.isfinite(sizes)).all())
+
+
+@pytest.mark.parametrize("device", ["cpp-cpu"], indirect=True, scope="module")  # for the reference, these are too many
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.75, 0.95])
+def test_tiles_of_a_crowd_are_suppressed_alike(device, threshold):
+    """Many boxes: copies of a crowd, side by side or on top of one another in groups of their own."""
+    count, tiles = 120, 100
+    boxes, scores = crowd(count, seed=4)
+    boxes = (boxes * 64).round() / 64  # so that they are moved exactly
+    kept = torch.tensor(brute_force(boxes, scores, threshold))
+    kept = torch.cat([kept + tile * count for tile in range(tiles)])
+    ranks, groups = scores.repeat(tiles), torch.arange(tiles).repeat_interleave(count)
+    kept = kept[torch.sort(ranks[kept], descending=True, stable=True).indices]
+    steps = 1024 * torch.cartesian_prod(torch.arange(10), torch.arange(10)).repeat(1, 2)
+    side_by_side = (boxes + steps[:, None]).reshape(-1, 4)
+    assert torch.equal(ops.nms(side_by_side.to(device), ranks.to(device), threshold).cpu(), kept)
+    on_top = (t.to(device) for t in (boxes.repeat(tiles, 1), ranks, groups))
+    assert torch.equal(ops.batched_nms(*on_top, threshold).cpu(), kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", [1, 2, 511, 512, 513, 1500])  # from 512 on, the kernel counts instead of comparing
+def test_order_is_by_falling_score_then_by_index(device, dtype, count, draw_scores):
+    flat = torch.zeros(count, 4, device=device)  # without area: all are kept
+    for seed in range(8):
+        scores = draw_scores(np.random.default_rng(seed), count, dtype)
+        values = [v if math.isfinite(v) else -math.inf for v in scores.tolist()]
+        order = sorted(range(count), key=lambda i: (-values[i], i))
+        assert ops.nms(flat, scores.to(device), 0.5).tolist() == order, seed
+        mask = ops.nms_mask(flat[None], scores[None].to(device), 0.5, quota=count // 2)
+        candidates = [i for i in order if scores[i] != -math.inf]
+        assert mask[0].nonzero()[:, 0].tolist() == sorted(candidates[: count // 2]), seed
+
+
+def test_groups_may_have_any_value(device):
+    boxes, scores = (t.to(device) for t in crowd(400))
+    values = torch.tensor([torch.iinfo(torch.int64).min, -1, 0, 2**32, torch.iinfo(torch.int64).max])
+    which = torch.arange(400) * 7 % 5
+    kept = ops.batched_nms(boxes, scores, values[which].to(device), 0.3)
+    assert torch.equal(kept, ops.batched_nms(boxes, scores, which.to(device), 0.3))
+    for value in range(5):
+        here = (which == value).nonzero()[:, 0].to(device)
+        alone = here[ops.nms(boxes[here], scores[here], 0.3)]
+        assert torch.equal(kept[which.to(device)[kept] == value], alone)
 
 
 def test_nms_of_a_crowd_equals_the_definition(device):
