@@ -43,10 +43,13 @@ class KeptBoxes {
   KeptBoxes(double threshold, int64_t most)
       : threshold_(threshold),
         has_grid_(threshold >= kLeastThreshold && most >= kLeastForGrid),
-        reach_((1 - threshold) * std::max(1.0, 0.5 / threshold)) {
+        per_side_(0.5 / std::max(kLeastReach, (1 - threshold) * std::max(1.0, 0.5 / threshold))),
+        least_ratio_(threshold * (1 - kMargin)),
+        most_ratio_((1 + kMargin) / threshold) {
     size_t lists = 64;
     while (has_grid_ && static_cast<int64_t>(lists) < 2 * most && lists < kMostLists) lists *= 2;
     cells_.assign(lists, -1);
+    nodes_.reserve(static_cast<size_t>(std::min(most, kNodesAtOnce)));
   }
 
   // Whether a kept box of the group suppresses this one.
@@ -63,7 +66,7 @@ class KeptBoxes {
     if (!has_area(box)) return;
     if (!fits_grid(box)) return push(misfits_, xyxy, group);
     const int64_t w = bin(box.x1 - box.x0), h = bin(box.y1 - box.y0);
-    occupied_[occupied_slot(w, h)] = true;
+    occupied_[occupied_slot(w, h, group)] = true;
     const int64_t column = cell((box.x0 + box.x1) * per_length(w)), row = cell((box.y0 + box.y1) * per_length(h));
     push(cells_[slot(w, h, column, row, group)], xyxy, group);
   }
@@ -71,10 +74,11 @@ class KeptBoxes {
  private:
   static constexpr double kLeastThreshold = 0.05;
   static constexpr int64_t kLeastForGrid = 64;
+  static constexpr int64_t kNodesAtOnce = 4096;
   static constexpr size_t kMostLists = size_t{1} << 21;
   static constexpr double kMargin = 1.0 / 1024;    // of a cell or a side: far above rounding
   static constexpr double kLeastReach = 1.0 / 64;  // near t = 1 cells need not shrink with it
-  static constexpr size_t kOccupied = 4096;
+  static constexpr size_t kOccupied = 16384;
   static constexpr int kMostBins = 8;  // from t to 1 / t at the least threshold
 
   // The cells, along one axis, of a bin that a box can reach.
@@ -105,24 +109,31 @@ class KeptBoxes {
 
   // Cells per length in the grid of a bin: one is as large as the reach of the bin's largest side. Centres are given
   // doubled, as the sum of both ends, hence the 2.
-  double per_length(int64_t bin) const { return 1 / (2 * std::max(reach_, kLeastReach) * least_side(bin + 1)); }
+  double per_length(int64_t bin) const { return per_side_ * inverse_of_next(bin); }
 
-  static int64_t cell(double place) { return static_cast<int64_t>(std::floor(place)); }
+  // 1 / least_side(bin + 1), a power of two: the bits of its exponent turned round.
+  static double inverse_of_next(int64_t bin) { return bit_cast<double>((int64_t{2046} << 52) - ((bin + 1) << 53)); }
 
-  // How far apart, in sides, the centres of a box and of one s times as large can be.
-  double reach(double s) const { return 0.5 + 0.5 * s - threshold_ * std::max(1.0, s); }
+  static int64_t cell(double place) {  // floor, without a call
+    const auto whole = static_cast<int64_t>(place);
+    return whole - (place < static_cast<double>(whole));
+  }
+
+  // How far apart the centres of two boxes can be, along an axis, given their sides.
+  double reach(double side, double other) const { return 0.5 * (side + other) - threshold_ * std::max(side, other); }
 
   // Where, along one axis, the suppressors of a box can be, in its own bin first; returns how many bins that are.
   int reaches(double low, double high, Reach* out) const {
-    const double side = high - low, least = side * threshold_ * (1 - kMargin), most = side / threshold_ * (1 + kMargin);
+    const double side = high - low, least = side * least_ratio_, most = side * most_ratio_;
     const int64_t own = bin(side);
     int count = 0;
     for (int64_t b = bin(least), last = bin(most); b <= last; ++b) {
-      // The distance is linear in s on either side of 1: its maximum over the bin is at an end of it, or at 1.
-      const double first_s = std::max(least, least_side(b)) / side, last_s = std::min(most, least_side(b + 1)) / side;
-      double farthest = std::max(reach(first_s), reach(last_s));
-      if (first_s < 1 && last_s > 1) farthest = std::max(farthest, reach(1));
-      const double per = per_length(b), centre = (low + high) * per, far = 2 * farthest * side * per + kMargin;
+      // Linear in the other side below and above this one: the maximum over the bin is at an end of it, or at this
+      // side.
+      const double smallest = std::max(least, least_side(b)), largest = std::min(most, least_side(b + 1));
+      double farthest = std::max(reach(side, smallest), reach(side, largest));
+      if (b == own) farthest = std::max(farthest, reach(side, side));
+      const double per = per_length(b), centre = (low + high) * per, far = 2 * farthest * per + kMargin;
       out[count++] = {b, cell(centre - far), cell(centre + far)};
       if (b == own) std::swap(out[0], out[count - 1]);
     }
@@ -134,8 +145,8 @@ class KeptBoxes {
     return key ^ key >> 32;
   }
 
-  static size_t occupied_slot(int64_t width_bin, int64_t height_bin) {
-    return mix(mix(0, width_bin), height_bin) % kOccupied;
+  static size_t occupied_slot(int64_t width_bin, int64_t height_bin, int64_t group) {
+    return mix(mix(mix(0, width_bin), height_bin), group) % kOccupied;
   }
 
   size_t slot(int64_t width_bin, int64_t height_bin, int64_t column, int64_t row, int64_t group) const {
@@ -154,7 +165,7 @@ class KeptBoxes {
   }
 
   DETKIT_INLINE inline bool any_in(const Reach& x, const Reach& y, const Box<double>& box, int64_t group) const {
-    if (!occupied_[occupied_slot(x.bin, y.bin)]) return false;
+    if (!occupied_[occupied_slot(x.bin, y.bin, group)]) return false;
     for (int64_t row = y.first; row <= y.last; ++row)
       for (int64_t column = x.first; column <= x.last; ++column)
         if (any(cells_[slot(x.bin, y.bin, column, row, group)], box, group)) return true;
@@ -201,11 +212,12 @@ class KeptBoxes {
 
   double threshold_;
   bool has_grid_;
-  double reach_;  // the largest one, in sides
+  double per_side_;  // cells per largest side of a bin: the inverse of its reach, halved as centres double
+  double least_ratio_, most_ratio_;  // of the sides of two boxes that overlap enough
   std::vector<Node<Coordinate>> nodes_;
   std::vector<int32_t> cells_;  // the first node of each list
   int32_t misfits_ = -1;
-  std::bitset<kOccupied> occupied_;  // pairs of bins, several sharing a bit
+  std::bitset<kOccupied> occupied_;  // pairs of bins by group, several sharing a bit
 };
 
 }  // namespace detkit
