@@ -7,11 +7,12 @@
 // Widths and heights are sorted into bins, each four times the last. Each pair of bins (of width, of height) has a grid
 // with cells as large as the distances that matter among its boxes. A kept box is in the cell of its centre; a question
 // looks into the few pairs of bins where a suppressor can be, there into the few cells that it can reach. As kept boxes
-// do not suppress one another, few of them fit into a cell, whatever the input: the cost stays near-linear.
+// do not suppress one another, few of them fit into a cell, whatever the input (more as t nears 1, for then boxes may
+// differ by little): the cost stays near-linear.
 //
 // Different cells may share a list: whoever is found is judged by the exact test, in float64 from the given
 // coordinates. Bins and distances leave a margin far above the rounding of these. What has no place in such a grid (a
-// threshold near 0, sides that vanish beside their coordinates) is in a plain list, and compared one by one.
+// threshold near 0, sides that vanish beside their coordinates) is in a list of its group, and compared one by one.
 #pragma once
 
 #include <algorithm>
@@ -47,15 +48,15 @@ class KeptBoxes {
         least_ratio_(threshold * (1 - kMargin)),
         most_ratio_((1 + kMargin) / threshold) {
     size_t lists = 64;
-    while (has_grid_ && static_cast<int64_t>(lists) < 2 * most && lists < kMostLists) lists *= 2;
-    cells_.assign(lists, -1);
+    while (static_cast<int64_t>(lists) < 2 * most && lists < kMostLists) lists *= 2;
+    lists_.assign(lists, -1);
     nodes_.reserve(static_cast<size_t>(std::min(most, kNodesAtOnce)));
   }
 
   // Whether a kept box of the group suppresses this one.
   bool suppress(const Coordinate* xyxy, int64_t group) const {
     const Box<double> box = as_double(xyxy);
-    if (!has_area(box)) return false;
+    if (!has_area(box) || threshold_ >= 1) return false;  // inter > union never holds, rounding included
     bool found = false;
     on_widest_vectors([&]() DETKIT_INLINE { found = is_suppressed(box, group); });
     return found;
@@ -63,12 +64,16 @@ class KeptBoxes {
 
   void add(const Coordinate* xyxy, int64_t group) {
     const Box<double> box = as_double(xyxy);
-    if (!has_area(box)) return;
-    if (!fits_grid(box)) return push(misfits_, xyxy, group);
+    if (!has_area(box) || threshold_ >= 1) return;
+    if (!fits_grid(box)) {
+      has_misfits_ = true;
+      return push(lists_[misfits_slot(group)], xyxy, group);
+    }
+    has_fitting_ = true;
     const int64_t w = bin(box.x1 - box.x0), h = bin(box.y1 - box.y0);
     occupied_[occupied_slot(w, h, group)] = true;
     const int64_t column = cell((box.x0 + box.x1) * per_length(w)), row = cell((box.y0 + box.y1) * per_length(h));
-    push(cells_[slot(w, h, column, row, group)], xyxy, group);
+    push(lists_[slot(w, h, column, row, group)], xyxy, group);
   }
 
  private:
@@ -150,12 +155,14 @@ class KeptBoxes {
   }
 
   size_t slot(int64_t width_bin, int64_t height_bin, int64_t column, int64_t row, int64_t group) const {
-    return mix(mix(mix(mix(mix(0, width_bin), height_bin), group), column), row) & (cells_.size() - 1);
+    return mix(mix(mix(mix(mix(0, width_bin), height_bin), group), column), row) & (lists_.size() - 1);
   }
 
+  size_t misfits_slot(int64_t group) const { return mix(~uint64_t{0}, group) & (lists_.size() - 1); }
+
   DETKIT_INLINE inline bool is_suppressed(const Box<double>& box, int64_t group) const {
-    if (any(misfits_, box, group)) return true;
-    if (!fits_grid(box)) return any_at_all(box, group);
+    if (has_misfits_ && any(lists_[misfits_slot(group)], box, group)) return true;
+    if (!fits_grid(box)) return has_fitting_ && any_at_all(box, group);
     Reach widths[kMostBins], heights[kMostBins];
     const int num_widths = reaches(box.x0, box.x1, widths), num_heights = reaches(box.y0, box.y1, heights);
     for (int w = 0; w < num_widths; ++w)
@@ -168,7 +175,7 @@ class KeptBoxes {
     if (!occupied_[occupied_slot(x.bin, y.bin, group)]) return false;
     for (int64_t row = y.first; row <= y.last; ++row)
       for (int64_t column = x.first; column <= x.last; ++column)
-        if (any(cells_[slot(x.bin, y.bin, column, row, group)], box, group)) return true;
+        if (any(lists_[slot(x.bin, y.bin, column, row, group)], box, group)) return true;
     return false;
   }
 
@@ -215,8 +222,8 @@ class KeptBoxes {
   double per_side_;  // cells per largest side of a bin: the inverse of its reach, halved as centres double
   double least_ratio_, most_ratio_;  // of the sides of two boxes that overlap enough
   std::vector<Node<Coordinate>> nodes_;
-  std::vector<int32_t> cells_;  // the first node of each list
-  int32_t misfits_ = -1;
+  std::vector<int32_t> lists_;  // the first node of each list
+  bool has_fitting_ = false, has_misfits_ = false;
   std::bitset<kOccupied> occupied_;  // pairs of bins by group, several sharing a bit
 };
 

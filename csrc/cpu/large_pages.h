@@ -1,5 +1,6 @@
 // Memory for large results. A tensor above glibc's threshold lands in fresh pages at every call, and with pages of 4 KB
-// their faults cost more than most loops; the kernel is asked for pages of 2 MB, where it grants them on request.
+// their faults cost more than most loops; the kernel is asked for pages of 2 MB, where it grants them on request. Where
+// the allocator keeps the memory afterwards, the wish stays with it: whoever has it next gets large pages, too.
 #pragma once
 
 #include <cstdint>

@@ -334,6 +334,9 @@ std::tuple<Tensor, Tensor> match_anchors(const Tensor& anchors, const Tensor& gt
   const Tensor a = contiguous_as(anchors, dtype), b = contiguous_as(gt_boxes, dtype);
   const Tensor c = contiguous_as(gt_classes, ScalarType::Long);
   const Tensor v = valid ? torch::stable::contiguous(*valid) : c;
+  STD_TORCH_CHECK(b.numel() == 4 * c.numel() && (a.dim() == 2 || a.size(0) == b.size(0)) &&
+                      (!valid || v.numel() == b.size(0) * a.size(a.dim() - 2)),
+                  "match_anchors: the shapes of the inputs do not fit");
   check_classes(c.const_data_ptr<int64_t>(), c.numel(), num_classes);
   const int64_t images = b.size(0), count = a.size(a.dim() - 2);
   Tensor labels = torch::stable::new_empty(c, {images, count}), matched = torch::stable::new_empty(c, {images, count});

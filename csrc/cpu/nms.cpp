@@ -39,6 +39,7 @@ void with_exact(const Tensor& boxes, const Tensor& scores, const F& f) {
   const Tensor b = contiguous_as(boxes, accumulate_type(boxes.scalar_type()));
   const Tensor s = contiguous_as(scores, accumulate_type(scores.scalar_type()));
   STD_TORCH_CHECK(s.numel() < int64_t{1} << 31, "nms: more than 2^31 boxes");
+  STD_TORCH_CHECK(b.numel() == 4 * s.numel(), "nms: boxes must have the shape of scores and four sides");
   dispatch_floating(b.scalar_type(), [&](auto coordinate) {
     dispatch_floating(s.scalar_type(), [&](auto score) {
       using Coordinate = typename Accumulate<decltype(coordinate)>::type;
@@ -73,14 +74,17 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, std:
 Tensor batched_nms(const Tensor& boxes, const Tensor& scores, const Tensor& groups, double iou_threshold,
                    std::optional<int64_t> max_keep) {
   const Tensor g = contiguous_as(groups, ScalarType::Long);
+  STD_TORCH_CHECK(g.numel() == scores.numel(), "batched_nms: groups must have the shape of scores");
   return kept_indices(boxes, scores, g.const_data_ptr<int64_t>(), iou_threshold, max_keep);
 }
 
 // How many boxes of each kind are still wanted; without a quota, all.
 class Quota {
  public:
-  explicit Quota(const std::optional<std::vector<int64_t>>& quota)
+  // Of `count` boxes; a larger quota wants them all.
+  Quota(const std::optional<std::vector<int64_t>>& quota, int64_t count)
       : unlimited_(!quota), left_(quota.value_or(std::vector<int64_t>{})) {
+    for (int64_t& wanted : left_) wanted = std::min(wanted, count);
     total_ = std::accumulate(left_.begin(), left_.end(), int64_t{0});
   }
 
@@ -115,9 +119,10 @@ void mask_image(const Coordinate* boxes, const Score* scores, const int64_t* kin
 Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold, std::optional<Tensor> kinds,
                 std::optional<std::vector<int64_t>> quota) {
   const Tensor k = kinds ? contiguous_as(*kinds, ScalarType::Long) : scores;
+  STD_TORCH_CHECK(k.numel() == scores.numel(), "nms_mask: kinds must have the shape of scores");
   const int64_t* const kind = kinds ? k.const_data_ptr<int64_t>() : nullptr;
   const int64_t images = scores.size(0), count = scores.size(1);
-  const Quota wanted(quota);
+  const Quota wanted(quota, count);
   Tensor mask = torch::stable::new_empty(scores, scores.sizes(), ScalarType::Bool);
   bool* const out = mask.mutable_data_ptr<bool>();
   with_exact(boxes, scores, [&](const auto* box, const auto* score) {

@@ -79,6 +79,14 @@ class Chunk {
     });
   }
 
+  // Sets the values of ignored rows to 0, whatever they were multiplied by.
+  template <class Scalar>
+  void zero_ignored(const Rows<Scalar>& rows, const Part& part, T* values) const {
+    for_each_label(rows, part, [&](int64_t start, int64_t k) {
+      if (k == kIgnored) std::fill_n(values + start, part.width, T(0));
+    });
+  }
+
   template <class Scalar>
   void clear(const Rows<Scalar>& rows, const Part& part) {
     for_each_label(rows, part, [&](int64_t start, int64_t k) {
@@ -112,19 +120,29 @@ class Chunk {
   alignas(64) T z_[kCapacity], weight_[kCapacity], out_[kCapacity];
 };
 
-// Calls f(index of the block, part, loaded chunk) for the parts of all blocks of rows, on all threads, the parts of a
-// block in order. How many rows make a block depends on the number of classes only: so do sums over blocks, then.
-// f must not throw.
+// Rows are taken in blocks. How many make a block depends on the number of classes only: so do sums over blocks, then.
+template <class T>
+struct Blocks {
+  int64_t rows_each, count;
+
+  Blocks(int64_t rows, int64_t classes)
+      : rows_each(std::max<int64_t>(1, Chunk<T>::kCapacity / std::max<int64_t>(1, classes))),
+        count((rows + rows_each - 1) / rows_each) {}
+};
+
+// Calls f(index of the block, part, loaded chunk) for the parts of all blocks, on all threads, the parts of a block in
+// order. f must not throw.
 template <class T, class Scalar, class F>
 void for_each_part(const Rows<Scalar>& rows, Weights<T> weights, const F& f) {
-  constexpr int64_t kGrain = 32, kCapacity = Chunk<T>::kCapacity;  // a grain of blocks is worth a thread
-  const int64_t step = std::max<int64_t>(1, kCapacity / std::max<int64_t>(1, rows.classes));
-  const int64_t width = std::min(rows.classes, kCapacity);
-  torch::stable::parallel_for(0, (rows.count + step - 1) / step, kGrain, [&](int64_t begin, int64_t end) {
+  constexpr int64_t kGrain = 32;  // blocks that are worth a thread
+  const Blocks<T> blocks(rows.count, rows.classes);
+  const int64_t width = std::min(rows.classes, Chunk<T>::kCapacity);
+  torch::stable::parallel_for(0, blocks.count, kGrain, [&](int64_t begin, int64_t end) {
     Chunk<T> chunk(weights);
     for (int64_t b = begin; b < end; ++b) {
+      const int64_t first = b * blocks.rows_each, count = std::min(blocks.rows_each, rows.count - first);
       for (int64_t k = 0; k < rows.classes; k += width) {
-        const Part part{b * step, std::min(step, rows.count - b * step), k, std::min(width, rows.classes - k)};
+        const Part part{first, count, k, std::min(width, rows.classes - k)};
         chunk.load(rows, part);
         f(b, part, chunk);
         chunk.clear(rows, part);
@@ -133,8 +151,12 @@ void for_each_part(const Rows<Scalar>& rows, Weights<T> weights, const F& f) {
   });
 }
 
-template <class T>
-T in_order(const std::vector<double>& partial) {
+// Calls add(part, loaded chunk) for all parts and returns the sum of what it returns, in the order of the blocks.
+template <class T, class Scalar, class Add>
+T sum_over_parts(const Rows<Scalar>& rows, Weights<T> weights, const Add& add) {
+  std::vector<double> partial(Blocks<T>(rows.count, rows.classes).count, 0.0);
+  for_each_part(rows, weights,
+                [&](int64_t block, const Part& part, Chunk<T>& chunk) { partial[block] += add(part, chunk); });
   double total = 0;
   for (const double part : partial) total += part;
   return static_cast<T>(total);
@@ -142,11 +164,9 @@ T in_order(const std::vector<double>& partial) {
 
 template <class T, class Scalar>
 T sum_of_all(const Loops<T>& loops, const Rows<Scalar>& rows, Weights<T> weights) {
-  std::vector<double> partial(rows.count, 0.0);  // of each block; a block has a row at least
-  for_each_part(rows, weights, [&](int64_t block, const Part& part, const Chunk<T>& chunk) {
-    partial[block] += loops.total(part.count(), chunk.z(), chunk.weight());
+  return sum_over_parts(rows, weights, [&](const Part& part, const Chunk<T>& chunk) {
+    return loops.total(part.count(), chunk.z(), chunk.weight());
   });
-  return in_order<T>(partial);
 }
 
 template <class T, class Scalar>
@@ -182,14 +202,14 @@ void each(const Loops<T>& loops, const Rows<Scalar>& rows, Weights<T> weights, S
 
 template <class T, class Scalar>
 T sum_with_gradient(const Loops<T>& loops, const Rows<Scalar>& rows, Weights<T> weights, Scalar* out) {
-  std::vector<double> partial(rows.count, 0.0);
-  for_each_part(rows, weights, [&](int64_t block, const Part& part, Chunk<T>& chunk) {
+  return sum_over_parts(rows, weights, [&](const Part& part, Chunk<T>& chunk) {
+    double sum = 0;
     write_part(rows, part, chunk, out, [&](T* values) {
-      partial[block] += loops.total_with_derivative(part.count(), chunk.z(), chunk.weight(), values);
+      sum = loops.total_with_derivative(part.count(), chunk.z(), chunk.weight(), values);
       chunk.turn_labelled(rows, part, values);
     });
+    return sum;
   });
-  return in_order<T>(partial);
 }
 
 // The gradient that comes in is one number, or one per row, or one per element.
@@ -210,8 +230,15 @@ void gradient(const Loops<T>& loops, const Rows<Scalar>& rows, Weights<T> weight
     write_part(rows, part, chunk, out, [&](T* values) {
       loops.derivative(part.count(), chunk.z(), chunk.weight(), values);
       times_grad(part, values);
+      chunk.zero_ignored(rows, part, values);
     });
   });
+}
+
+// The Python face has checked shapes; a graph that calls the operator itself has not.
+void check_shapes(const char* op, const Tensor& logits, const Tensor& labels) {
+  const int64_t classes = logits.size(logits.dim() - 1);
+  STD_TORCH_CHECK(labels.numel() * classes == logits.numel(), op, ": labels must have the shape of the logits' rows");
 }
 
 void check_labels(const char* op, const Tensor& labels, int64_t classes) {
@@ -241,6 +268,7 @@ Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, 
                     int64_t reduction, const LossShape& shape) {
   const auto dtype = logits.scalar_type();
   const Tensor x = torch::stable::contiguous(logits), y = contiguous_as(labels, ScalarType::Long);
+  check_shapes(op, x, y);
   check_labels(op, y, x.size(x.dim() - 1));
   return dispatch_floating(dtype, [&](auto zero) {
     using Scalar = decltype(zero);
@@ -269,6 +297,7 @@ std::tuple<Tensor, Tensor> sigmoid_loss_with_gradient(const char* op, const Tens
                                                       std::optional<double> alpha, const LossShape& shape) {
   const auto dtype = logits.scalar_type();
   const Tensor x = torch::stable::contiguous(logits), y = contiguous_as(labels, ScalarType::Long);
+  check_shapes(op, x, y);
   check_labels(op, y, x.size(x.dim() - 1));
   return dispatch_floating(dtype, [&](auto zero) {
     using Scalar = decltype(zero);
@@ -286,6 +315,9 @@ Tensor sigmoid_loss_backward(const Tensor& grad, const Tensor& logits, const Ten
   const auto dtype = logits.scalar_type();
   const Tensor x = torch::stable::contiguous(logits), y = contiguous_as(labels, ScalarType::Long);
   const Tensor g = contiguous_as(grad, reduction == kNone ? dtype : accumulate_type(dtype));
+  check_shapes("the gradient of a loss", x, y);
+  const int64_t expected = reduction == kNone ? x.numel() : reduction == kAnchor ? y.numel() : 1;
+  STD_TORCH_CHECK(g.numel() == expected, "the gradient of a loss must have the shape of the loss");
   return dispatch_floating(dtype, [&](auto zero) {
     using Scalar = decltype(zero);
     using T = typename Accumulate<Scalar>::type;

@@ -34,7 +34,7 @@ DETKIT_HD float exp_nonpositive(float x) {
   p = p * r + 0.499999934f;
   p = (p * r) * r + r + 1.0f;
   const int32_t exponent = bit_cast<int32_t>(shifted) - bit_cast<int32_t>(rounder) + 127;
-  return p * bit_cast<float>(exponent << 23);
+  return p * bit_cast<float>(static_cast<uint32_t>(exponent) << 23);
 }
 
 DETKIT_HD double exp_nonpositive(double x) { return std::exp(x); }

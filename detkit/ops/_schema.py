@@ -15,6 +15,7 @@ from detkit.ops._library import kernel_of_last_resort
 
 LIBRARY = torch.library.Library("detkit", "DEF")
 OPS = torch.ops.detkit
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # what boxes, scores and logits may be
 
 
 def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -78,8 +79,9 @@ def _define_loss(name: str, shape: str, run: Callable[..., Any], run_backward: C
 class SumWithGradient(torch.autograd.Function):
     """The sum of a loss, computed together with its gradient: one pass over the logits instead of two.
 
-    The backward pass multiplies the gradient in place, so that there is one tensor of the size of the logits; asked
-    again (retain_graph=True), or for a graph of its own, it computes anew.
+    The backward pass multiplies the gradient in place, so that there is one tensor of the size of the logits. Asked
+    again (retain_graph=True), for a graph of its own, for a batch of gradients or for one that is not finite, it
+    computes anew. On the CPU, where to look at a number waits for nothing.
     """
 
     @staticmethod
@@ -95,8 +97,8 @@ class SumWithGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         """Return the gradient to the logits."""
         gradient, ctx.gradient = ctx.gradient, None
-        logits, labels = ctx.saved_tensors
-        if gradient is None or torch.is_grad_enabled():
+        if gradient is None or torch.is_grad_enabled() or not _is_a_finite_number(grad):
+            logits, labels = ctx.saved_tensors
             gradient = ctx.backward_op(grad, logits, labels, *ctx.options, reference.SUM)
         else:
             gradient.mul_(grad)
@@ -121,6 +123,13 @@ _define_loss(
     reference.sigmoid_hinge_loss,
     reference.sigmoid_hinge_loss_backward,
 )
+
+
+def _is_a_finite_number(grad: Tensor) -> bool:
+    try:
+        return bool(grad.isfinite())
+    except RuntimeError:  # a batch of gradients, or a traced one, has no one value
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------------------------

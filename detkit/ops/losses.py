@@ -1,12 +1,12 @@
 """Losses on one sigmoid per class over integer labels; no one-hot tensor exists.
 
 Value and gradient are computed and summed in float32 (float64 for float64) and are finite for |logit| <= 1e4. They are
-differentiable in the logits, once. The result of a compiled kernel does not depend on the number of threads.
+differentiable in the logits, once and in reverse mode only. The result of a compiled kernel does not depend on the
+number of threads.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ from detkit.ops import _schema, reference
 
 Reduction = Literal["sum", "anchor", "none"]
 _REDUCTIONS = {"sum": reference.SUM, "anchor": reference.ANCHOR, "none": reference.NONE}
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_LARGEST = 1e6  # of an exponent, a slope or a shift: far beyond use, and within float32 with any logit
 _LABELS = (torch.int64, torch.int32, torch.uint8)
 
 
@@ -34,7 +34,7 @@ def sigmoid_focal_loss(
         logits: [..., K] float32, float64, bfloat16 or float16, finite; K classes.
         labels: [...] int64, int32 or uint8: 0..K-1 class, K background, -1 ignored (uint8 ignores nothing).
         alpha: weight w of the labelled class, 1 - alpha of the others, in [0, 1]; None: all 1.
-        gamma: focusing exponent, >= 0; 0 is (balanced) cross entropy.
+        gamma: focusing exponent, in [0, 1e6]; 0 is (balanced) cross entropy.
         reduction: "sum" a scalar, "anchor" the sum over classes [...], "none" [..., K].
 
     Returns:
@@ -47,7 +47,7 @@ def sigmoid_focal_loss(
     """
     _check_tensors(logits, labels)
     _check_options(alpha, reduction)
-    _check_number("gamma", gamma, 0 <= gamma < math.inf, "finite and at least 0")
+    _check_number("gamma", gamma, 0 <= gamma <= _LARGEST, f"in [0, {_LARGEST:g}]")
     return _loss("sigmoid_focal_loss", reduction, logits, labels, alpha, float(gamma))
 
 
@@ -66,15 +66,15 @@ def sigmoid_focal_loss_star(
 
     Args:
         logits, labels, alpha, reduction: as of sigmoid_focal_loss.
-        gamma: slope of the shifted logit, > 0.
-        beta: its shift, finite; |gamma x + beta| <= 1e4 keeps all finite.
+        gamma: slope of the shifted logit, in [1e-6, 1e6].
+        beta: its shift, in [-1e6, 1e6].
 
     Returns and raises as sigmoid_focal_loss.
     """
     _check_tensors(logits, labels)
     _check_options(alpha, reduction)
-    _check_number("gamma", gamma, 0 < gamma < math.inf, "finite and above 0")
-    _check_number("beta", beta, math.isfinite(beta), "finite")
+    _check_number("gamma", gamma, 1 / _LARGEST <= gamma <= _LARGEST, f"in [{1 / _LARGEST:g}, {_LARGEST:g}]")
+    _check_number("beta", beta, abs(beta) <= _LARGEST, f"in [-{_LARGEST:g}, {_LARGEST:g}]")
     return _loss("sigmoid_focal_loss_star", reduction, logits, labels, alpha, float(gamma), float(beta))
 
 
@@ -101,15 +101,21 @@ def sigmoid_hinge_loss(
 
 
 def _loss(name: str, reduction: str, logits: Tensor, labels: Tensor, *options: float | None) -> Tensor:
-    # float16 is left out: the gradient of an easy element underflows before the loss scale is applied to it.
-    fuses = reduction == "sum" and logits.requires_grad and torch.is_grad_enabled() and logits.dtype != torch.float16
-    if fuses and not torch.compiler.is_compiling():
+    if reduction == "sum" and logits.requires_grad and torch.is_grad_enabled() and _fuses(logits):
         return _schema.SumWithGradient.apply(name, logits, labels, *options)
     return getattr(_schema.OPS, name)(logits, labels, *options, _REDUCTIONS[reduction])
 
 
+def _fuses(logits: Tensor) -> bool:
+    """Return whether the sum is to be computed together with its gradient.
+
+    Not for float16: there the gradient of an easy element underflows before the loss scale is applied to it.
+    """
+    return logits.device.type == "cpu" and logits.dtype != torch.float16 and not torch.compiler.is_compiling()
+
+
 def _check_tensors(logits: Tensor, labels: Tensor) -> None:
-    if logits.dtype not in _FLOATS:
+    if logits.dtype not in _schema.FLOATS:
         raise ValueError(f"logits must be float32, float64, bfloat16 or float16, not {logits.dtype}")
     if labels.dtype not in _LABELS:
         raise ValueError(f"labels must be int64, int32 or uint8, not {labels.dtype}")

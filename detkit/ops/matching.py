@@ -11,7 +11,6 @@ from detkit.ops import _schema, reference
 
 LowQuality = Literal["detectron2", "detectron", "off"]
 _LOW_QUALITY = {"off": reference.OFF, "detectron2": reference.DETECTRON2, "detectron": reference.DETECTRON}
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def match_anchors(
@@ -81,7 +80,7 @@ def _check_options(num_classes: int, positive_iou: float, negative_iou: float, l
 
 
 def _check_tensors(anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor, valid: Tensor | None) -> None:
-    if anchors.dtype not in _FLOATS or gt_boxes.dtype not in _FLOATS:
+    if anchors.dtype not in _schema.FLOATS or gt_boxes.dtype not in _schema.FLOATS:
         raise ValueError(
             f"anchors and gt_boxes must be floats of 16, 32 or 64 bits, not {anchors.dtype} and {gt_boxes.dtype}"
         )

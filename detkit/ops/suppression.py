@@ -16,8 +16,6 @@ from torch import Tensor
 
 from detkit.ops import _schema
 
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, max_keep: int | None = None) -> Tensor:
     """Suppress boxes that overlap a better one.
@@ -101,7 +99,7 @@ def nms_mask(
 
 
 def _check(boxes: Tensor, scores: Tensor, iou_threshold: float, dims: int) -> None:
-    if boxes.dtype not in _FLOATS or scores.dtype not in _FLOATS:
+    if boxes.dtype not in _schema.FLOATS or scores.dtype not in _schema.FLOATS:
         raise ValueError(f"boxes and scores must be floats of 16, 32 or 64 bits, not {boxes.dtype} and {scores.dtype}")
     if scores.dim() != dims or boxes.shape != (*scores.shape, 4):
         expected = "[R, 4] and [R]" if dims == 1 else "[N, R, 4] and [N, R]"

@@ -281,6 +281,14 @@ def test_a_sum_may_be_differentiated_again(device, loss, dtype):
     torch.testing.assert_close(gradient(twice, logits), 2 * expected)
 
 
+def test_gradients_may_come_in_batches(device, loss):
+    logits = torch.randn(20, 3, device=device, requires_grad=True)
+    total = loss(logits, some_labels(20, 3, device))
+    factors = torch.tensor([1.0, -2.0, 0.5], device=device)
+    (each,) = torch.autograd.grad(total, logits, factors, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(each, factors[:, None, None] * gradient(total, logits))
+
+
 def test_no_gradient_where_none_is_asked(device, loss):
     assert not loss(torch.randn(2, 3, device=device), some_labels(2, 3, device)).requires_grad
 
@@ -310,6 +318,16 @@ def test_ignored_rows_count_for_nothing_whatever_they_hold(device, loss):
         assert torch.equal(gradient(got, logits), gradient(want, cleaned))
         assert (gradient(got, logits)[[1, 3]] == 0).all()
     assert (loss(logits, labels, reduction="anchor")[[1, 3]] == 0).all()
+
+
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+def test_ignored_rows_have_no_gradient_whatever_comes_in(device, loss, factor):
+    logits = torch.randn(6, 3, device=device, requires_grad=True)
+    labels = torch.tensor([0, -1, 3, -1, 2, 1], device=device)
+    for reduction in REDUCTIONS:
+        slope = gradient(factor * loss(logits, labels, reduction=reduction), logits)
+        assert (slope[[1, 3]] == 0).all()
+        assert not torch.isfinite(slope[0, 0])
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0,), (2, 0, 5)])
@@ -392,11 +410,11 @@ def test_wrong_arguments_are_named(loss, change, text):
 @pytest.mark.parametrize(
     ("loss", "change", "text"),
     [
-        (ops.sigmoid_focal_loss, {"gamma": -0.1}, "gamma must be finite and at least 0, not -0.1"),
-        (ops.sigmoid_focal_loss, {"gamma": math.inf}, "gamma must be finite"),
-        (ops.sigmoid_focal_loss_star, {"gamma": 0.0}, "gamma must be finite and above 0, not 0.0"),
-        (ops.sigmoid_focal_loss_star, {"gamma": math.nan}, "gamma must be finite"),
-        (ops.sigmoid_focal_loss_star, {"beta": -math.inf}, "beta must be finite, not -inf"),
+        (ops.sigmoid_focal_loss, {"gamma": -0.1}, r"gamma must be in \[0, 1e\+06\], not -0.1"),
+        (ops.sigmoid_focal_loss, {"gamma": math.inf}, r"gamma must be in \[0, 1e\+06\]"),
+        (ops.sigmoid_focal_loss_star, {"gamma": 0.0}, r"gamma must be in \[1e-06, 1e\+06\], not 0.0"),
+        (ops.sigmoid_focal_loss_star, {"gamma": math.nan}, "gamma must be in"),
+        (ops.sigmoid_focal_loss_star, {"beta": -math.inf}, "beta must be in .*, not -inf"),
         (ops.sigmoid_hinge_loss, {"margin": 0.0}, r"margin must be in \(0, 1\], not 0.0"),
         (ops.sigmoid_hinge_loss, {"margin": 1.01}, "margin must be"),
         (ops.sigmoid_hinge_loss, {"margin": math.nan}, "margin must be"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -223,6 +224,24 @@ def test_max_keep_is_a_prefix(device, max_keep):
     assert torch.equal(ops.nms(boxes, scores, 0.4, max_keep=max_keep), ops.nms(boxes, scores, 0.4)[:max_keep])
     kept = ops.batched_nms(boxes, scores, groups, 0.4)
     assert torch.equal(ops.batched_nms(boxes, scores, groups, 0.4, max_keep=max_keep), kept[:max_keep])
+
+
+def test_a_huge_quota_wants_all(device):
+    boxes, scores = (t[None].to(device) for t in crowd(40))
+    kinds = torch.arange(40, device=device)[None] % 3
+    everything = ops.nms_mask(boxes, scores, 0.4)
+    assert torch.equal(ops.nms_mask(boxes, scores, 0.4, kinds=kinds, quota=[sys.maxsize] * 3), everything)
+
+
+@pytest.mark.parametrize(("threshold", "dtype"), [(1.0, torch.float32), (0.01, torch.float32), (0.5, torch.float64)])
+def test_many_boxes_that_fit_no_grid(device, threshold, dtype):
+    # A place beyond 2^30 sides is in no grid, nor is any box at a threshold near 0; at 1 nothing is compared.
+    boxes = torch.tensor([[0.0, 0, 2, 2], [1, 0, 3, 2]], dtype=dtype).repeat(500, 1)
+    if dtype == torch.float64:
+        boxes += 1e13
+    groups = torch.arange(1000) // 2
+    kept = ops.batched_nms(boxes.to(device), torch.ones(1000, device=device), groups.to(device), threshold)
+    assert kept.tolist() == ([*range(0, 1000, 2)] if threshold == 0.01 else [*range(1000)])
 
 
 def test_images_of_a_mask_are_independent(device):
