@@ -289,6 +289,13 @@ def test_gradients_may_come_in_batches(device, loss):
     torch.testing.assert_close(each, factors[:, None, None] * gradient(total, logits))
 
 
+def test_arithmetic_elsewhere_keeps_its_small_numbers(device, loss):
+    logits = torch.full((3000, 80), 40.0, device=device, requires_grad=True)  # whose loss flushes them to 0
+    gradient(loss(logits, torch.zeros(3000, dtype=torch.int64, device=device)), logits)
+    small = torch.full((100_000,), 2.0**-140, device=device)
+    assert (small * 2 == 2.0**-139).all()
+
+
 def test_no_gradient_where_none_is_asked(device, loss):
     assert not loss(torch.randn(2, 3, device=device), some_labels(2, 3, device)).requires_grad
 
