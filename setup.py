@@ -20,11 +20,19 @@ class BuildPackage(build_py):
     def run(self) -> None:
         """Copy the package, and the sources unless the package stays in place."""
         built = Path(self.build_lib) / "detkit"
-        if not self.editable_mode:
-            shutil.rmtree(built, ignore_errors=True)  # what an earlier build left would be installed too
+        stays_in_place = self.editable_mode or built.resolve() == ROOT / "detkit"
+        if not stays_in_place:
+            remove_left_by_earlier_builds(built)
         super().run()
-        if not self.editable_mode:
+        if not stays_in_place:
             shutil.copytree(ROOT / "csrc", built / "csrc")
+
+
+def remove_left_by_earlier_builds(package: Path) -> None:
+    """Remove what a folder of builds has of other sources, and would be installed too: csrc/ and libraries."""
+    shutil.rmtree(package / "csrc", ignore_errors=True)
+    for library in package.glob("_C*.so"):
+        library.unlink()
 
 
 def extensions() -> dict:

@@ -62,19 +62,23 @@ def locked(path: Path | str, on_wait: Callable[[], object] = lambda: None) -> It
     """Hold a lock by the name of a file, which is made and stays; yield whether another process held it before.
 
     `on_wait` is called where it does, before waiting. The lock is the kernel's (flock), so a process that dies leaves
-    none. A system without flock goes on without a lock. Raises OSError where the file cannot be made or locked.
+    none. A system without flock goes on without a lock. Raises OSError where the file cannot be made or locked, or is
+    a symbolic link.
     """
-    with open(path, "w") as file:
+    with contextlib.ExitStack() as stack:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        stack.callback(os.close, handle)
         has_waited = False
         with contextlib.suppress(ImportError):  # Windows
             import fcntl
 
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 has_waited = True
                 on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            stack.callback(fcntl.flock, handle, fcntl.LOCK_UN)  # closing it would leave the lock to a forked child
         yield has_waited
 
 

@@ -1,6 +1,8 @@
 """Files that are whole or absent."""
 
 import multiprocessing
+import os
+import signal
 
 import pytest
 
@@ -97,6 +99,29 @@ def _hold(path, held, release):
     with locked(path):
         held.set()
         release.wait()
+
+
+def test_a_lock_is_free_after_its_block_though_a_forked_child_lives_on(tmp_path):
+    with locked(tmp_path / "lock"):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+    try:
+        with locked(tmp_path / "lock", on_wait=lambda: pytest.fail("the child holds the lock")):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_lock_follows_no_link_and_leaves_the_content(tmp_path):
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "lock").symlink_to(tmp_path / "file")
+    with pytest.raises(OSError, match="symbolic links"), locked(tmp_path / "lock"):
+        pass
+    with locked(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "content"
 
 
 def test_a_lock_without_a_folder_is_an_error_of_the_system(tmp_path):

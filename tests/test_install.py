@@ -24,6 +24,7 @@ from detkit.ops import _build, _sources
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_COMPILER = {"CXX": "no-such-compiler"}
+PATIENCE = 600  # seconds: what takes longer hangs
 
 # Runs operations twice, and says how they ran. BEFORE comes before detkit is imported.
 USE = """
@@ -59,7 +60,7 @@ def environment(package: Path | None, cache: Path, **variables: str) -> dict[str
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
     """Return what a command printed; it must succeed."""
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 
@@ -164,15 +165,22 @@ def installed(place, wheel):
 
 
 @pytest.fixture(scope="module")
-def pure_wheel(place, checkout):
-    """A wheel built where torch cannot be imported, after another build of other sources in the same folder."""
+def no_torch(place):
+    """A folder for the path, because of which torch cannot be imported."""
     hidden = place / "hidden" / "torch"
     hidden.mkdir(parents=True)
     (hidden / "__init__.py").write_text("raise ImportError('no torch here')")
+    return hidden.parent
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(place, checkout, no_torch):
+    """A wheel built without torch, after another build of other sources in the same folder."""
     left = checkout / "build" / "lib" / "detkit" / "csrc" / "cpu" / "left.cpp"
     left.parent.mkdir(parents=True)
     left.write_text("")
-    pip("wheel", "--wheel-dir", str(place / "pure"), str(checkout), cwd=place, PYTHONPATH=str(hidden.parent))
+    (checkout / "build" / "lib" / "detkit" / "_C.abi3.so").write_text("")
+    pip("wheel", "--wheel-dir", str(place / "pure"), str(checkout), cwd=place, PYTHONPATH=str(no_torch))
     (file,) = (place / "pure").iterdir()
     return file
 
@@ -192,12 +200,23 @@ def first_uses(place, compiler, pure):
     def start(calls: Path, hangs: str) -> subprocess.Popen[str]:
         settings = environment(pure, cache, CXX=str(compiler), CALLS=str(calls), HANGS=hangs)
         command = [sys.executable, "-c", USE.replace("BEFORE", "")]
-        return subprocess.Popen(command, cwd=pure, env=settings, stdout=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=pure, env=settings, text=True, **pipes)
 
     kill_when_it_exists(start(place / "calls 1", str(place / "hangs")), place / "hangs")
     both = [start(place / "calls 2", "") for _ in range(2)]
-    results = [json.loads(process.communicate()[0].splitlines()[-1]) for process in both]
-    return SimpleNamespace(cache=cache, calls=(place / "calls 2").read_text().splitlines(), results=results)
+    printed, errors = zip(*map(finished, both), strict=True)
+    results = [json.loads(text.splitlines()[-1]) for text in printed]
+    calls = (place / "calls 2").read_text().splitlines()
+    return SimpleNamespace(cache=cache, calls=calls, results=results, errors=errors)
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Return what a process printed to its end, which it must come to."""
+    try:
+        return process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
 
 
 def kill_when_it_exists(process: subprocess.Popen[str], hangs: Path) -> None:
@@ -205,14 +224,14 @@ def kill_when_it_exists(process: subprocess.Popen[str], hangs: Path) -> None:
     try:
         deadline = time.monotonic() + 60
         while not hangs.exists():
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, finished(process)
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
         process.kill()
-        process.communicate()
         if hangs.exists():
             os.kill(int(hangs.read_text()), signal.SIGKILL)
+        finished(process)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,6 +274,16 @@ def test_a_build_without_torch_makes_a_pure_package(pure_wheel):
     assert cpp_files(names) == SOURCES, "sources are missing, or an earlier build's were taken"
 
 
+def test_a_build_into_the_checkout_itself_removes_nothing(tmp_path, checkout, no_torch):
+    copy = Path(shutil.copytree(checkout, tmp_path / "checkout"))
+    (copy / "detkit" / "_C.abi3.so").write_text("")
+    before = {path for path in (copy / "detkit").rglob("*") if "__pycache__" not in path.parts}
+    command = [sys.executable, "setup.py", "build_py", "--build-lib", "."]
+    run(*command, cwd=copy, **environment(no_torch, tmp_path))
+    assert before == {path for path in (copy / "detkit").rglob("*") if "__pycache__" not in path.parts}
+    assert (copy / "detkit" / "__init__.py").read_bytes() == (ROOT / "detkit" / "__init__.py").read_bytes()
+
+
 def test_an_editable_install_whose_compiler_fails_still_installs(place, checkout, first_uses):
     site = place / "editable"
     pip("install", "--target", str(site), "--editable", str(checkout), cwd=place, **NO_COMPILER)
@@ -292,6 +321,7 @@ def test_processes_that_start_at_once_build_once_and_a_killed_build_hinders_none
     assert len(compiled) == len(set(compiled)) == len(_sources.library_sources())
     (folder,) = (first_uses.cache / "ops").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["library.so", "lock"]
+    assert "".join(first_uses.errors).count(f"detkit: compiling its C++ code, once, into {folder}") == 1
 
 
 @pytest.fixture
@@ -299,7 +329,8 @@ def mounting(tmp_path):
     """The words of a command that runs a script in which file systems may be mounted, seen by nobody else."""
     words = ("unshare", "--mount", "sh", "-c")
     try:
-        subprocess.run([*words, f"mount -t tmpfs tmpfs '{tmp_path}'"], capture_output=True, check=True)
+        command = [*words, f"mount -t tmpfs tmpfs '{tmp_path}'"]
+        subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"mounting a file system is not allowed here ({error})")
     return words
@@ -330,7 +361,7 @@ def test_an_installed_library_that_cannot_serve_is_passed_over_and_named(install
     assert f"the installed {library} was passed over: it " in found.reason
     said = {"other sources": "is of other sources", "other machine": "cannot be opened (", "one bit": "is damaged"}
     assert said.get(damage, "is damaged") in found.reason
-    assert "installing detkit again" in found.reason
+    assert "installing detkit again (pip install --force-reinstall --no-cache-dir --no-deps)" in found.reason
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
+import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from detkit import files
 from detkit.log import get_logger
@@ -29,71 +34,137 @@ rule link
 build library.so: link {objects}
 default library.so
 """
+_SECONDS_UNUSED = 30 * 24 * 3600  # after so long without use a library is removed
 _logger = get_logger(__name__)
+_Opened = TypeVar("_Opened")
 
 
 class BuildError(RuntimeError):
     """A library that cannot be built here; the message says why, and the way out."""
 
 
-def cache_folder(room: str) -> Path:
-    """Return the folder of a kind of libraries in detkit's cache.
+class _UnusableError(BuildError):
+    """A library that is missing, damaged or cannot be opened: a new one may serve."""
+
+
+def cache_folder(room: str, name: str) -> Path:
+    """Return the folder of a library in detkit's cache: in a room of its kind, by its name and the kind of machine.
 
     Raises:
         BuildError: there is no home folder to put a cache into.
     """
     try:
-        return files.cache_folder() / room
+        return files.cache_folder() / room / f"{name}-{platform.machine()}"
     except RuntimeError as error:
         raise BuildError(f"there is no place for a cache ({error}) Set DETKIT_CACHE to a folder.") from error
 
 
-def built_library(folder: Path, sources: Sequence[Path], flags: Sequence[str], link_flags: Sequence[str]) -> Path:
-    """Return the shared library in `folder`, built from `sources` unless it is there and whole.
+def opened_library(
+    folder: Path,
+    sources: Sequence[Path],
+    flags: Sequence[str],
+    link_flags: Sequence[str],
+    open_library: Callable[[Path], _Opened],
+) -> _Opened:
+    """Open the shared library in `folder`, built from `sources` unless it is there, whole, and can be opened.
 
     The file ends with its digest, so a damaged one is built anew. A process that finds another one building waits for
     it. The lock is the kernel's (flock), so a killed build leaves none; and each build has a folder of its own, so
-    compilers that outlive theirs write into no other. Flags are words of the shell.
+    compilers that outlive theirs write into no other. Flags are words of the shell. `open_library` gets the path, and
+    raises ImportError, OSError or RuntimeError where it cannot open it.
 
     Raises:
-        BuildError: no sources, compiler or ninja, a folder that cannot be written, or the compiler's own message.
+        BuildError: no sources, compiler or ninja, a folder that cannot be written or that others can write to, the
+            compiler's own message, or a new library that cannot be opened either.
     """
     library = folder / "library.so"
-    if _is_whole(library):
-        return library
-    if not sources:
-        raise BuildError("the C++ sources are missing; install detkit again")
-    compiler, ninja = _find_compiler(), _find_ninja()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if importlib.util.find_spec("fcntl") is None:
-            raise BuildError("building at first use needs a POSIX system, such as Linux or macOS")
-        waits = f"another process compiles {folder}; waiting for it"
-        with files.locked(folder / "lock", on_wait=lambda: _logger.info(waits)):
-            if not _is_whole(library):
-                _build(library, ninja, _rules(compiler, sources, flags, link_flags))
-            return library
+        with contextlib.suppress(_UnusableError):
+            return _opened(library, open_library)
+        if not sources:
+            raise BuildError("the C++ sources are missing; install detkit again")
+        compiler, ninja = _find_compiler(), _find_ninja()
+        with _locked(folder):
+            with contextlib.suppress(_UnusableError):  # another process may have built it
+                return _opened(library, open_library)
+            _build(library, ninja, _rules(compiler, sources, flags, link_flags))
+            return _opened(library, open_library)
     except OSError as error:
         raise BuildError(f"the cache folder {folder} cannot be used ({error}); set DETKIT_CACHE to another") from error
 
 
-def _is_whole(path: Path) -> bool:
+def _opened(library: Path, open_library: Callable[[Path], _Opened]) -> _Opened:
+    if not library.exists():
+        raise _UnusableError(f"{library} is missing")
+    _refuse_what_others_can_write(library.parent, library)
+    if not _sources.is_whole(library.read_bytes()):
+        raise _UnusableError(f"{library} is damaged")
     try:
-        return _sources.is_whole(path.read_bytes())
-    except OSError:
-        return False
+        opened = open_library(library)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise _error_of_opening(library, str(error.__cause__ or error)) from error
+    with contextlib.suppress(OSError):  # a cache that is read only
+        os.utime(library)  # for _remove_unused
+    return opened
+
+
+def _error_of_opening(library: Path, reason: str) -> BuildError:
+    text = f"{library} cannot be opened ({reason})"
+    if "failed to map segment" in reason or "not permitted" in reason:
+        return BuildError(f"{text}; set DETKIT_CACHE to a folder on a file system that can run programs")
+    return _UnusableError(f"{text}; another compiler, named in CXX, may make one that can")
+
+
+def _refuse_what_others_can_write(*paths: Path) -> None:
+    """Raise BuildError where another user may have put or changed something: a library is code that we would run."""
+    for path in paths if hasattr(os, "geteuid") else ():
+        found = path.stat()
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & stat.S_IWOTH:
+            raise BuildError(f"{path} belongs to another user, or any user may write to it, so no library of it is "
+                             "opened; remove it, or set DETKIT_CACHE to a folder of your own")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make a folder for a library, and hold its lock."""
+    if importlib.util.find_spec("fcntl") is None:
+        raise BuildError("building at first use needs a POSIX system, such as Linux or macOS")
+    folder.parent.mkdir(0o700, parents=True, exist_ok=True)
+    folder.mkdir(0o700, exist_ok=True)
+    _refuse_what_others_can_write(folder)
+    waits = f"detkit: another process compiles {folder}; waiting for it"
+    with files.locked(folder / "lock", on_wait=lambda: _say(waits)):
+        yield
+
+
+def _say(text: str) -> None:
+    """Log a line that a script without logging shows too, on stderr: a minute of silence looks like a hang."""
+    shows_info = _logger.isEnabledFor(logging.INFO) and _logger.hasHandlers()
+    _logger.log(logging.INFO if shows_info else logging.WARNING, text)
+
+
+def _remove_unused(room: Path) -> None:
+    """Remove libraries that nobody opened for long, as far as possible; a process that has one open keeps it."""
+    oldest = time.time() - _SECONDS_UNUSED
+    with contextlib.suppress(OSError):
+        for library in room.glob("*/library.so"):
+            if library.stat().st_mtime < oldest:
+                shutil.rmtree(library.parent, ignore_errors=True)
 
 
 def _build(library: Path, ninja: Sequence[str], rules: str) -> None:
-    _logger.info("compiling C++ operations, once: some seconds (%s)", library.parent)
+    _say(f"detkit: compiling its C++ code, once, into {library.parent} (seconds to a minute)")
     for left in library.parent.glob("build.*"):  # by builds that were killed
         shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix="build.", dir=library.parent))
     try:
         (work / "build.ninja").write_bytes(os.fsencode(rules))
         _run([*ninja, "-C", str(work)], library.parent / "output.txt")
-        built = (work / library.name).read_bytes()
-        files.write_atomically(library, lambda file: file.write(_sources.sealed(built)))
+        sealed = work / "sealed.so"
+        sealed.write_bytes(_sources.sealed((work / library.name).read_bytes()))
+        sealed.chmod(0o755)  # whatever the umask
+        os.replace(sealed, library)
+        _remove_unused(library.parent.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

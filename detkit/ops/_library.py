@@ -13,7 +13,7 @@ import functools
 import os
 import platform
 import shlex
-import sysconfig
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +31,7 @@ _LOCK = threading.RLock()
 _CHOICES = ("", "cpp", "reference", "cuda")
 _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _ASKED_FOR = "DETKIT_OPS=reference"
+_TO_MAKE_A_NEW_ONE = "installing detkit again (pip install --force-reinstall --no-cache-dir --no-deps) makes a new one"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,16 @@ def load() -> Loaded:
         return _load()
 
 
+def _renew_lock() -> None:
+    """Forget the lock in a child that was forked while another thread, which the child has not, held it."""
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def vectors() -> str:
     """Return which vectors of the machine the library's CPU kernels use, such as "AVX2"; "none" without a library."""
     path = load().path
@@ -132,7 +143,7 @@ def _prebuilt() -> tuple[Path | None, str]:
         fault = _fault(path) or _fault_of_opening(path)
         if fault is None:
             return path, ""
-        passed_over = f"the installed {path} was passed over: it {fault}; installing detkit again makes a new one"
+        passed_over = f"the installed {path} was passed over: it {fault}; {_TO_MAKE_A_NEW_ONE}"
     return None, passed_over
 
 
@@ -149,24 +160,24 @@ def _fault(path: Path) -> str | None:
 
 def _fault_of_opening(path: Path) -> str | None:
     try:
-        torch.ops.load_library(str(path))
+        _open(path)
     except (OSError, RuntimeError) as error:  # another kind of machine, or a system that is too old for it
         return f"cannot be opened ({error.__cause__ or error})"
     return None
 
 
+def _open(path: Path) -> Path:
+    torch.ops.load_library(str(path))
+    return path
+
+
 def _first_use_build() -> Path:
     root = Path(torch.__file__).parent
-    system = f"{sysconfig.get_platform()}-{''.join(platform.libc_ver())}"  # machines may share a home folder
+    system = f"{sys.platform}-{''.join(platform.libc_ver())}"  # machines may share a home folder
     name = f"{_sources.digest('common', 'cpu')}-torch{torch.__version__}-{system}"
     flags = [*_sources.library_flags(), "-isystem", shlex.quote(str(root / "include"))]
     link_flags = [shlex.quote(f"-L{root / 'lib'}"), "-ltorch", "-ltorch_cpu"]
-    folder = _build.cache_folder("ops") / name
-    path = _build.built_library(folder, _sources.library_sources(), flags, link_flags)
-    fault = _fault_of_opening(path)
-    if fault:
-        raise _build.BuildError(f"{path} {fault}; set DETKIT_CACHE to a folder on a file system that can run programs")
-    return path
+    return _build.opened_library(_build.cache_folder("ops", name), _sources.library_sources(), flags, link_flags, _open)
 
 
 def _warn_once(device: str, reason: str) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import shlex
 import sysconfig
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -73,14 +75,16 @@ def _module() -> ModuleType:
     except ImportError as error:
         raise BuildError("pybind11 is not installed (pip install pybind11)") from error
     includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
-    flags = [*_sources.COMPILE_FLAGS, *(f"-isystem '{folder}'" for folder in includes)]
+    flags = [*_sources.COMPILE_FLAGS, *(f"-isystem {shlex.quote(folder)}" for folder in includes)]
     name = f"{_sources.digest('math')}-{sysconfig.get_config_var('SOABI')}-pybind11-{pybind11.__version__}"
-    path = _build.built_library(
-        _build.cache_folder("math") / name, [_sources.csrc_folder() / "math" / "bindings.cpp"], flags, []
-    )
+    sources = [_sources.csrc_folder() / "math" / "bindings.cpp"]
+    return _build.opened_library(_build.cache_folder("math", name), sources, flags, [], _imported)
+
+
+def _imported(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("_math", path)
     if spec is None or spec.loader is None:
-        raise BuildError(f"{path} cannot be loaded as a module")
+        raise ImportError("it is no module of Python")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

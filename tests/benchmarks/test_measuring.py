@@ -1,37 +1,66 @@
 """Times in turns, the gate against noise, peaks of memory."""
 
 import mmap
-import time
 
 import measuring
 import pytest
 
 
-def test_contenders_run_in_turns_and_the_ratio_is_taken_by_round():
+class Clock:
+    """A clock that only `sleep_ms` moves, in place of the module `time`, on a machine where nobody waits."""
+
+    def __init__(self):
+        self.ns = 0
+
+    def sleep_ms(self, milliseconds):
+        self.ns += round(milliseconds * 1e6)
+
+    def perf_counter_ns(self):
+        return self.ns
+
+    def perf_counter(self):
+        return self.ns / 1e9
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(measuring, "time", clock)
+    monkeypatch.setattr(measuring, "_waited_ns", lambda: 0)
+    return clock
+
+
+def test_contenders_run_in_turns_and_the_ratio_is_taken_by_round(clock):
     calls = []
 
-    def contender(name, seconds):
-        return lambda: (calls.append(name), time.sleep(seconds))
+    def contender(name, milliseconds):
+        return lambda: (calls.append(name), clock.sleep_ms(milliseconds * len(calls)))
 
-    timings = measuring.interleaved({"a": contender("a", 0.006), "b": contender("b", 0.018)}, rounds=3)
-    assert "".join(calls[-2 * timings.rounds :]) == "ab" * timings.rounds
-    assert 2 < timings.ratio("b", "a").median < 4
-    assert timings.spread("a").low >= 6
+    timings = measuring.interleaved({"a": contender("a", 6), "b": contender("b", 18)}, rounds=3)
+    assert "".join(calls) == "aabb" + "ab" * 3  # each runs twice to warm up
+    assert timings.ms == {"a": pytest.approx([30, 42, 54]), "b": pytest.approx([108, 144, 180])}
+    assert timings.ratio("b", "a").median == pytest.approx(144 / 42)
+    assert timings.disturbed == 0
 
 
-def test_a_short_work_is_repeated_within_a_reading():
+def test_a_short_work_is_repeated_within_a_reading(clock):
     calls = []
-    measuring.interleaved({"a": lambda: calls.append(0)}, rounds=1)
-    assert len(calls) > 100
+    timings = measuring.interleaved({"a": lambda: (calls.append(0), clock.sleep_ms(0.1))}, rounds=1)
+    assert len(calls) == 2 + 50
+    assert timings.ms["a"] == [pytest.approx(0.1)]
 
 
-def test_rounds_that_others_disturb_are_taken_again_and_counted(monkeypatch):
-    hour = 3600 * 10**9
-    waited = iter(range(0, 100 * hour, hour))
+def test_rounds_that_others_disturb_are_taken_again_and_counted(clock, monkeypatch):
+    waited = iter(range(0, 10**9, 10**6))  # a millisecond more each time that it is read
     monkeypatch.setattr(measuring, "_waited_ns", lambda: next(waited))
-    timings = measuring.interleaved({"a": lambda: time.sleep(0.01)}, rounds=2)
+    timings = measuring.interleaved({"a": lambda: clock.sleep_ms(10)}, rounds=2)
     assert (timings.rounds, timings.disturbed) == (2, 2)
-    assert next(waited) == 12 * hour  # two readings in each of the 3 x 2 rounds
+    assert next(waited) == 12 * 10**6  # two readings in each of the 3 x 2 rounds
+
+
+def test_a_long_measurement_ends_with_its_budget(clock):
+    timings = measuring.interleaved({"a": lambda: clock.sleep_ms(2000)}, rounds=5, budget_s=3)
+    assert timings.rounds == 2
 
 
 def test_the_spread_is_median_and_quartiles():

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import ctypes
 import functools
+import logging
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
+from detkit import files
 from detkit.ops import _build, _library, _sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,12 +42,10 @@ def source(tmp_path):
 
 
 def build(folder: Path, source: Path, answer: str = "42") -> Path:
-    return _build.built_library(folder, [source], [f"-DANSWER={answer}"], [])
+    return _build.opened_library(folder, [source], [f"-DANSWER={answer}"], [], lambda path: path)
 
 
 def answer_of(library: Path) -> int:
-    import ctypes
-
     return ctypes.CDLL(str(library)).answer()
 
 
@@ -60,6 +64,97 @@ def test_a_damaged_library_is_built_anew(tmp_path, source):
     assert build(tmp_path / "cache", source).read_bytes() == whole
 
 
+def test_a_library_that_cannot_be_opened_is_built_anew_once(tmp_path, source):
+    folder = tmp_path / "cache"
+    build(folder, source)
+    unusable = (folder / "library.so").stat().st_ino
+    tried = []
+
+    def open_another(path: Path) -> int:
+        tried.append(path.stat().st_ino)
+        if tried[-1] == unusable:
+            raise OSError("version `GLIBCXX_9' not found")
+        return answer_of(path)
+
+    assert _build.opened_library(folder, [source], ["-DANSWER=42"], [], open_another) == 42
+    with pytest.raises(_build.BuildError, match="library.so cannot be opened \\(never\\); another compiler"):
+        _build.opened_library(folder, [source], ["-DANSWER=42"], [], lambda path: _raise(OSError("never")))
+
+
+def test_a_library_where_nothing_can_be_run_is_not_built_anew(tmp_path, source, monkeypatch):
+    build(tmp_path / "cache", source)
+    monkeypatch.setattr(_build, "_build", lambda *arguments: pytest.fail("built"))
+    for said in ("failed to map segment from shared object", "Operation not permitted"):
+        with pytest.raises(_build.BuildError, match=f"\\({said}\\); set DETKIT_CACHE .* can run programs"):
+            _build.opened_library(tmp_path / "cache", [source], [], [], lambda path: _raise(OSError(said)))  # noqa: B023
+
+
+@pytest.fixture
+def no_umask():
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_a_cache_is_its_users_alone_whatever_the_umask(tmp_path, source, no_umask):
+    library = build(tmp_path / "ops" / "name", source)
+    assert [path.stat().st_mode & 0o777 for path in (library.parents[1], library.parent)] == [0o700, 0o700]
+    assert not library.stat().st_mode & 0o022
+    assert build(tmp_path / "ops" / "name", source) == library
+
+
+@pytest.mark.parametrize("what", ["library", "folder", "empty folder"])
+@pytest.mark.parametrize("fault", ["mode", "owner"])
+def test_what_another_user_may_have_written_is_not_opened(tmp_path, source, monkeypatch, what, fault):
+    path = tmp_path / "cache"
+    path.mkdir()
+    if what != "empty folder":
+        library = build(path, source)
+        path = library if what == "library" else path
+    if fault == "mode":
+        path.chmod(0o777)
+    elif os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(_build, "_build", lambda *arguments: pytest.fail("built"))
+    with pytest.raises(_build.BuildError, match=f"{path} belongs to another user, or any .* set DETKIT_CACHE to a"):
+        _build.opened_library(tmp_path / "cache", [source], ["-DANSWER=1"], [], lambda path: pytest.fail("opened"))
+
+
+def test_libraries_that_nobody_used_for_long_are_removed(tmp_path, source):
+    long_ago = time.time() - 31 * 24 * 3600
+    for name in ("old", "used"):
+        os.utime(build(tmp_path / name, source), (long_ago, long_ago))
+    build(tmp_path / "used", source)
+    (tmp_path / "other").mkdir()
+    build(tmp_path / "new", source)
+    assert {path.name for path in tmp_path.iterdir()} == {"with space", "used", "other", "new"}
+
+
+@pytest.mark.parametrize(("level", "shown"), [(logging.INFO, logging.INFO), (logging.WARNING, logging.WARNING)])
+def test_a_build_is_announced_even_where_only_warnings_are_shown(tmp_path, source, caplog, level, shown):
+    caplog.set_level(level, "detkit")
+    build(tmp_path / "cache", source)
+    build(tmp_path / "cache", source)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"detkit: compiling its C++ code, once, into {tmp_path / 'cache'}")
+    assert record.levelno == shown
+
+
+def test_waiting_for_another_process_is_announced(tmp_path, source, caplog):
+    (tmp_path / "cache").mkdir()
+    builder = threading.Thread(target=build, args=(tmp_path / "cache", source))
+    with files.locked(tmp_path / "cache" / "lock"):
+        builder.start()
+        deadline = time.monotonic() + 60
+        while f"another process compiles {tmp_path / 'cache'}" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    builder.join()
+    assert answer_of(tmp_path / "cache" / "library.so") == 42
+
+
 def test_what_killed_builds_left_is_removed(tmp_path, source):
     left = tmp_path / "cache" / "build.left"
     left.mkdir(parents=True)
@@ -73,7 +168,8 @@ def test_paths_and_flags_with_letters_of_the_shell_and_of_ninja(tmp_path, source
     folder.mkdir()
     moved = source.rename(folder / "$x y.cpp")
     include = shlex.quote(f"-I{folder}")
-    assert answer_of(_build.built_library(folder / "cache", [moved], ["-DANSWER=7", include], [])) == 7
+    library = _build.opened_library(folder / "cache", [moved], ["-DANSWER=7", include], [], lambda path: path)
+    assert answer_of(library) == 7
 
 
 def test_a_compiler_may_have_a_path_with_a_space_or_words_before_it(tmp_path, source, monkeypatch):
@@ -95,7 +191,7 @@ def test_ninja_is_found_in_an_environment_that_is_not_activated(tmp_path, monkey
 
 def test_missing_sources_are_named(tmp_path):
     with pytest.raises(_build.BuildError, match="sources are missing; install detkit again"):
-        _build.built_library(tmp_path, [], [], [])
+        _build.opened_library(tmp_path, [], [], [], answer_of)
 
 
 def test_the_compilers_message_is_in_the_error(tmp_path, source):
@@ -127,6 +223,13 @@ def test_a_sealed_file_is_whole_until_it_is_changed():
     assert _sources.is_whole(_sources.sealed(content))
     damaged = [b"", b"a library", content[:-1], content + b"\0", b"A" + content[1:], content[:-1] + b"x"]
     assert not any(map(_sources.is_whole, damaged))
+
+
+def test_on_macos_a_library_stays_as_its_signature_wants_it(monkeypatch):
+    monkeypatch.setattr(_sources, "_IS_SEALED", False)
+    assert _sources.sealed(b"a library") == b"a library"
+    assert _sources.is_whole(b"a library")
+    assert not _sources.is_whole(b"")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +265,14 @@ def test_the_digest_follows_the_sources(tmp_path, monkeypatch):
     assert _sources.digest("common", "cpu") != before
 
 
+def run_python(code: str, settings: dict[str, str]) -> list[str]:
+    """Return the lines that a program prints; it must succeed."""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=settings, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
 def test_import_loads_and_builds_nothing(tmp_path):
     code = """
 import sys
@@ -171,8 +282,7 @@ assert _library._load.cache_info().currsize == 0
 assert not {"pybind11", "ninja", "setuptools", "torch._dynamo", "torch.utils.cpp_extension"} & set(sys.modules)
 """
     settings = {**os.environ, "DETKIT_CACHE": str(tmp_path), "CXX": "no-such-compiler"}
-    result = subprocess.run([sys.executable, "-c", code], env=settings, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run_python(code, settings)
     assert not list(tmp_path.iterdir())
 
 
@@ -220,20 +330,47 @@ def _raise(error: Exception) -> NoReturn:
     raise error
 
 
-@pytest.mark.parametrize("most", ["default", "avx2"])
-def test_the_vectors_are_those_that_the_kernels_use(most):
+@pytest.mark.parametrize("most", ["default", "avx2", None])
+def test_the_vectors_are_the_widest_that_pytorch_uses(most):
     if _library.load().path is None:
         pytest.skip(f"no compiled library: {_library.load().reason}")
-    code = "from detkit.ops import _library; print(_library.vectors())"
-    settings = {**os.environ, "ATEN_CPU_CAPABILITY": most}
-    result = subprocess.run([sys.executable, "-c", code], env=settings, cwd=ROOT, capture_output=True, text=True)
-    allowed = {"default": ["the baseline"], "avx2": ["the baseline", "AVX2"]}[most]
-    assert result.stdout.startswith(tuple(allowed)), result.stderr
+    settings = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
+    settings |= {"ATEN_CPU_CAPABILITY": most} if most else {}
+    code = """
+import torch
+from detkit.ops import _library
+print(torch.backends.cpu.get_cpu_capability())
+print(_library.vectors())
+"""
+    capability, vectors = run_python(code, settings)
+    names = {"AVX512": "AVX-512", "AVX2": "AVX2"}
+    assert vectors == names.get(capability, "the baseline of this kind of machine")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_forked_while_another_thread_loads_can_load(monkeypatch):
+    _library.load()
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with _library._LOCK:
+            held.set()
+            release.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if _library._LOCK.acquire(timeout=10) else 1)
+    status = os.waitpid(child, 0)[1]
+    release.set()
+    holder.join()
+    assert status == 0
 
 
 def test_forcing_the_reference_ends_with_its_block(monkeypatch):
-    import torch
-
     calls = []
     run = _library._REFERENCES["nms"]
     monkeypatch.setitem(_library._REFERENCES, "nms", lambda *a: (calls.append(1), run(*a))[1])
