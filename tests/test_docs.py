@@ -51,3 +51,11 @@ def test_the_example_of_extending_runs():
         assert (loss.factor, loss.gamma) == (2.0, 2.0)
     finally:
         CLS_LOSSES.unregister("ScaledFocalLoss")
+
+
+def test_the_example_of_the_operations_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "ops.md").read_text(), re.DOTALL)
+    found: dict = {}
+    exec(code, found)
+    assert found["logits"].grad.shape == found["logits"].shape
+    assert found["selected"].sum() <= 128

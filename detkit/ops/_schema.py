@@ -18,6 +18,15 @@ OPS = torch.ops.detkit
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # what boxes, scores and logits may be
 
 
+def check_dense(**tensors: object) -> None:
+    """Refuse what is no tensor (TypeError), or one that is sparse or of another library's layout (ValueError)."""
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__module__}.{type(value).__name__}")
+        if value.layout != torch.strided:
+            raise ValueError(f"{name} must be dense (torch.strided), not {value.layout}")
+
+
 def _define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

@@ -1,8 +1,8 @@
 """Losses on one sigmoid per class over integer labels; no one-hot tensor exists.
 
 Value and gradient are computed and summed in float32 (float64 for float64) and are finite for |logit| <= 1e4. They are
-differentiable in the logits, once and in reverse mode only. The result of a compiled kernel does not depend on the
-number of threads.
+differentiable in the logits, once and by torch.autograd in reverse mode only (not by torch.func). The result of a
+compiled kernel does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from detkit.ops import _schema, reference
 
@@ -101,8 +102,10 @@ def sigmoid_hinge_loss(
 
 
 def _loss(name: str, reduction: str, logits: Tensor, labels: Tensor, *options: float | None) -> Tensor:
-    if reduction == "sum" and logits.requires_grad and torch.is_grad_enabled() and _fuses(logits):
-        return _schema.SumWithGradient.apply(name, logits, labels, *options)
+    if not torch.compiler.is_compiling():
+        _refuse_forward_mode(name, logits)
+        if reduction == "sum" and _fuses(logits):
+            return _schema.SumWithGradient.apply(name, logits, labels, *options)
     return getattr(_schema.OPS, name)(logits, labels, *options, _REDUCTIONS[reduction])
 
 
@@ -111,14 +114,24 @@ def _fuses(logits: Tensor) -> bool:
 
     Not for float16: there the gradient of an easy element underflows before the loss scale is applied to it.
     """
-    return logits.device.type == "cpu" and logits.dtype != torch.float16 and not torch.compiler.is_compiling()
+    wanted = logits.requires_grad and torch.is_grad_enabled()
+    return wanted and logits.device.type == "cpu" and logits.dtype != torch.float16
+
+
+def _refuse_forward_mode(name: str, logits: Tensor) -> None:
+    """Raise where a tangent would be lost: PyTorch passes over it silently."""
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(logits).tangent is not None:
+        raise RuntimeError(
+            f"{name} has no derivative in forward mode (jvp, jacfwd, dual numbers); use torch.autograd's reverse mode"
+        )
 
 
 def _check_tensors(logits: Tensor, labels: Tensor) -> None:
+    _schema.check_dense(logits=logits, labels=labels)
     if logits.dtype not in _schema.FLOATS:
         raise ValueError(f"logits must be float32, float64, bfloat16 or float16, not {logits.dtype}")
     if labels.dtype not in _LABELS:
-        raise ValueError(f"labels must be int64, int32 or uint8, not {labels.dtype}")
+        raise ValueError(f"labels must be class indices as int64, int32 or uint8 (no one-hot), not {labels.dtype}")
     if logits.dim() == 0 or labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"labels {tuple(labels.shape)} must have the shape of logits {tuple(logits.shape)} without its last "
@@ -130,7 +143,7 @@ def _check_tensors(logits: Tensor, labels: Tensor) -> None:
 
 def _check_options(alpha: float | None, reduction: str) -> None:
     if alpha is not None:
-        _check_number("alpha", alpha, 0 <= alpha <= 1, "None or in [0, 1]")
+        _check_number("alpha", alpha, 0 <= alpha <= 1, "None (no weights) or in [0, 1]")
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {sorted(_REDUCTIONS)}, not {reduction!r}")
 

@@ -80,6 +80,7 @@ def _check_options(num_classes: int, positive_iou: float, negative_iou: float, l
 
 
 def _check_tensors(anchors: Tensor, gt_boxes: Tensor, gt_classes: Tensor, valid: Tensor | None) -> None:
+    _schema.check_dense(anchors=anchors, gt_boxes=gt_boxes, gt_classes=gt_classes)
     if anchors.dtype not in _schema.FLOATS or gt_boxes.dtype not in _schema.FLOATS:
         raise ValueError(
             f"anchors and gt_boxes must be floats of 16, 32 or 64 bits, not {anchors.dtype} and {gt_boxes.dtype}"

@@ -20,6 +20,9 @@ from detkit.ops import _schema
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, max_keep: int | None = None) -> Tensor:
     """Suppress boxes that overlap a better one.
 
+    By falling score, equal ones by index; NaN and infinite scores (both signs) come last. A box is suppressed where
+    inter > iou_threshold * union; one with a coordinate that is not finite, or without area, never is.
+
     Args:
         boxes: [R, 4] xyxy, any float type.
         scores: [R], any float type.
@@ -40,12 +43,12 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, max_keep: int | 
 def batched_nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, *, max_keep: int | None = None
 ) -> Tensor:
-    """Suppress boxes that overlap a better one of the same group (class, level, image).
+    """Suppress boxes that overlap a better one of the same group (class, level, image); else as nms.
 
     Args:
         boxes: [R, 4] xyxy, any float type.
         scores: [R], any float type.
-        groups: [R] int64, any values.
+        groups: [R] int64 or int32, any values.
         iou_threshold: in [0, 1]; 1 suppresses nothing.
         max_keep: stop after so many over all groups; None: keep all that survive.
 
@@ -57,7 +60,7 @@ def batched_nms(
     """
     _check(boxes, scores, iou_threshold, dims=1)
     _check_max_keep(max_keep)
-    _check_integers("groups", groups, scores, (torch.int64,))
+    _check_integers("groups", groups, scores, (torch.int64, torch.int32))
     return _schema.OPS.batched_nms(boxes.detach(), scores.detach(), groups, float(iou_threshold), max_keep)
 
 
@@ -89,7 +92,10 @@ def nms_mask(
     """
     _check(boxes, scores, iou_threshold, dims=2)
     if (kinds is None) == isinstance(quota, Sequence):
-        raise ValueError("kinds and a sequence of quotas belong together: give both, or neither and one number or None")
+        raise ValueError(
+            "kinds and a sequence of quotas (ints, one for each kind) belong together: give both, or neither and one "
+            f"number or None; kinds is {'None' if kinds is None else 'given'}, quota is {quota!r}"
+        )
     if kinds is not None:
         _check_integers("kinds", kinds, scores, (torch.int64, torch.int32, torch.uint8))
     quotas = [quota] if isinstance(quota, int) else quota if quota is None else list(quota)
@@ -99,6 +105,7 @@ def nms_mask(
 
 
 def _check(boxes: Tensor, scores: Tensor, iou_threshold: float, dims: int) -> None:
+    _schema.check_dense(boxes=boxes, scores=scores)
     if boxes.dtype not in _schema.FLOATS or scores.dtype not in _schema.FLOATS:
         raise ValueError(f"boxes and scores must be floats of 16, 32 or 64 bits, not {boxes.dtype} and {scores.dtype}")
     if scores.dim() != dims or boxes.shape != (*scores.shape, 4):
@@ -113,8 +120,8 @@ def _check(boxes: Tensor, scores: Tensor, iou_threshold: float, dims: int) -> No
 
 
 def _check_max_keep(max_keep: int | None) -> None:
-    if max_keep is not None and max_keep < 0:
-        raise ValueError(f"max_keep must be None or at least 0, not {max_keep}")
+    if max_keep is not None and (not isinstance(max_keep, int | torch.SymInt) or max_keep < 0):
+        raise ValueError(f"max_keep must be None or an int, at least 0, not {max_keep!r}")
 
 
 def _check_integers(name: str, values: Tensor, scores: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import fvcore.nn
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -289,6 +290,28 @@ def test_gradients_may_come_in_batches(device, loss):
     torch.testing.assert_close(each, factors[:, None, None] * gradient(total, logits))
 
 
+def test_forward_mode_is_refused(device, loss):
+    logits, labels = torch.randn(4, 3, device=device), some_labels(4, 3, device)
+    for reduction in REDUCTIONS:
+        with pytest.raises(RuntimeError, match=f"^{loss.name} has no derivative in forward mode"):
+            torch.func.jvp(lambda x, r=reduction: loss(x, labels, reduction=r), (logits,), (logits,))
+    with torch.autograd.forward_ad.dual_level():
+        loss(logits, labels)  # no tangent: nothing is lost
+
+
+@pytest.mark.parametrize("logits", [[[1.0]], None, np.zeros((1, 1), np.float32)])
+def test_what_is_no_tensor_is_named(logits):
+    with pytest.raises(TypeError, match=r"logits must be a torch\.Tensor, not"):
+        ops.sigmoid_focal_loss(logits, torch.zeros(1, dtype=torch.int64))
+
+
+def test_sparse_logits_are_named(device):
+    with pytest.raises(ValueError, match="logits must be dense"):
+        ops.sigmoid_focal_loss(
+            torch.eye(2, device=device).to_sparse(), torch.zeros(2, dtype=torch.int64, device=device)
+        )
+
+
 def test_arithmetic_elsewhere_keeps_its_small_numbers(device, loss):
     logits = torch.full((3000, 80), 40.0, device=device, requires_grad=True)  # whose loss flushes them to 0
     gradient(loss(logits, torch.zeros(3000, dtype=torch.int64, device=device)), logits)
@@ -399,11 +422,11 @@ def test_label_out_of_range_is_named(device, loss, wrong):
     ("change", "text"),
     [
         ({"logits": torch.zeros(4, 3, dtype=torch.int64)}, "logits must be float32"),
-        ({"labels": torch.zeros(4)}, "labels must be int64"),
+        ({"labels": torch.zeros(4)}, "labels must be class indices as int64, int32 or uint8"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels \(3,\) must have the shape of logits \(4, 3\)"),
         ({"logits": torch.tensor(1.0)}, "must have the shape"),
         ({"labels": torch.zeros(4, dtype=torch.int64, device="meta")}, "labels are on meta"),
-        ({"alpha": 1.5}, r"alpha must be None or in \[0, 1\], not 1.5"),
+        ({"alpha": 1.5}, r"alpha must be None \(no weights\) or in \[0, 1\], not 1.5"),
         ({"alpha": math.nan}, "alpha must be"),
         ({"reduction": "mean"}, "reduction must be one of"),
     ],
