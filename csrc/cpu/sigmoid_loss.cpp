@@ -10,8 +10,6 @@
 #include <xmmintrin.h>
 #endif
 
-#include "large_pages.h"
-
 namespace detkit {
 namespace {
 
@@ -277,13 +275,6 @@ Rows<Scalar> rows_of(const Tensor& logits, const Tensor& labels) {
           logits.size(logits.dim() - 1)};
 }
 
-template <class Scalar>
-Tensor new_like(const Tensor& tensor) {
-  Tensor out = torch::stable::new_empty(tensor, tensor.sizes());
-  ask_for_large_pages(out.mutable_data_ptr(), out.numel() * static_cast<int64_t>(sizeof(Scalar)));
-  return out;
-}
-
 }  // namespace
 
 Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, std::optional<double> alpha,
@@ -299,7 +290,7 @@ Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, 
     const auto weights = weights_of<T>(alpha);
     const auto& loops = shape.loops(T{});
     if (reduction == kNone) {
-      Tensor out = new_like<Scalar>(x);
+      Tensor out = torch::stable::empty_like(x);
       each(loops, rows, weights, out.mutable_data_ptr<Scalar>());
       return out;
     }
@@ -325,7 +316,7 @@ std::tuple<Tensor, Tensor> sigmoid_loss_with_gradient(const char* op, const Tens
     using Scalar = decltype(zero);
     using T = typename Accumulate<Scalar>::type;
     Tensor loss = torch::stable::new_empty(x, y.sizes().slice(0, 0), accumulate_type(dtype));
-    Tensor gradient = new_like<Scalar>(x);
+    Tensor gradient = torch::stable::empty_like(x);
     *loss.mutable_data_ptr<T>() = sum_with_gradient(shape.loops(T{}), rows_of<Scalar>(x, y), weights_of<T>(alpha),
                                                     gradient.mutable_data_ptr<Scalar>());
     return std::make_tuple(loss, gradient);
@@ -343,7 +334,7 @@ Tensor sigmoid_loss_backward(const Tensor& grad, const Tensor& logits, const Ten
   return dispatch_floating(dtype, [&](auto zero) {
     using Scalar = decltype(zero);
     using T = typename Accumulate<Scalar>::type;
-    Tensor out = new_like<Scalar>(x);
+    Tensor out = torch::stable::empty_like(x);
     gradient(shape.loops(T{}), rows_of<Scalar>(x, y), weights_of<T>(alpha), g, reduction,
              out.mutable_data_ptr<Scalar>());
     return out;
