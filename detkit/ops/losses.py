@@ -2,7 +2,7 @@
 
 Value and gradient are computed and summed in float32 (float64 for float64) and are finite for |logit| <= 1e4. They are
 differentiable in the logits, once and by torch.autograd in reverse mode only (not by torch.func). The result of a
-compiled kernel does not depend on the number of threads.
+compiled kernel does not depend on the number of threads; what lies below the normal numbers of a type is 0 there.
 """
 
 from __future__ import annotations

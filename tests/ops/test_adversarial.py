@@ -155,9 +155,9 @@ def at_the_kink(name: str, options: tuple, z: Tensor) -> Tensor:
 
 
 def rounding(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """How much values lose by being written in a type of 16 bits."""
-    limits = torch.finfo(dtype)
-    return limits.eps / 2 * exact.abs() + limits.tiny * limits.eps if dtype.itemsize == 2 else torch.zeros_like(exact)
+    """How much values lose by being written in a type of 16 bits, and by becoming 0 below float32's normal numbers."""
+    limits, flushed = torch.finfo(dtype), torch.full_like(exact, torch.finfo(torch.float32).tiny)
+    return flushed + limits.eps / 2 * exact.abs() + limits.tiny * limits.eps if dtype.itemsize == 2 else flushed
 
 
 @on_kernels
