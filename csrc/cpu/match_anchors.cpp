@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -21,6 +20,7 @@
 
 #include "../common/tensor.h"
 #include "../math/box.h"
+#include "../math/elementary.h"
 #include "vectorize.h"
 
 namespace detkit {
@@ -41,17 +41,13 @@ using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 // maximum of integers, not of floating point, where a NaN makes it depend on the order.
 template <class T>
 DETKIT_INLINE inline Integer<T> to_ordered(T number) {
-  Integer<T> bits;
-  std::memcpy(&bits, &number, sizeof bits);
+  const auto bits = bit_cast<Integer<T>>(number);
   return bits < 0 ? bits ^ std::numeric_limits<Integer<T>>::max() : bits;
 }
 
 template <class T>
 DETKIT_INLINE inline T from_ordered(Integer<T> order) {
-  const Integer<T> bits = order < 0 ? order ^ std::numeric_limits<Integer<T>>::max() : order;
-  T number;
-  std::memcpy(&number, &bits, sizeof number);
-  return number;
+  return bit_cast<T>(order < 0 ? order ^ std::numeric_limits<Integer<T>>::max() : order);
 }
 
 // One value of each anchor of a block. None is NaN.

@@ -255,12 +255,6 @@ void gradient(const Loops<T>& loops, const Rows<Scalar>& rows, Weights<T> weight
   });
 }
 
-// The Python face has checked shapes; a graph that calls the operator itself has not.
-void check_shapes(const char* op, const Tensor& logits, const Tensor& labels) {
-  const int64_t classes = logits.size(logits.dim() - 1);
-  STD_TORCH_CHECK(labels.numel() * classes == logits.numel(), op, ": labels must have the shape of the logits' rows");
-}
-
 void check_labels(const char* op, const Tensor& labels, int64_t classes) {
   const int64_t* const first = labels.const_data_ptr<int64_t>();
   const int64_t* const last = first + labels.numel();
@@ -269,33 +263,45 @@ void check_labels(const char* op, const Tensor& labels, int64_t classes) {
                   " (0..K-1 class, K = ", classes, " background, -1 ignored)");
 }
 
-template <class Scalar>
-Rows<Scalar> rows_of(const Tensor& logits, const Tensor& labels) {
-  return {logits.const_data_ptr<Scalar>(), labels.const_data_ptr<int64_t>(), labels.numel(),
-          logits.size(logits.dim() - 1)};
-}
+// The inputs of an operation, contiguous, the labels as int64. The Python face has checked their shapes; a graph that
+// calls the operator itself has not.
+struct Inputs {
+  Tensor logits, labels;
+
+  Inputs(const char* op, const Tensor& logits_, const Tensor& labels_)
+      : logits(torch::stable::contiguous(logits_)), labels(contiguous_as(labels_, ScalarType::Long)) {
+    STD_TORCH_CHECK(labels.numel() * classes() == logits.numel(), op,
+                    ": labels must have the shape of the logits' rows");
+  }
+
+  int64_t classes() const { return logits.size(logits.dim() - 1); }
+
+  template <class Scalar>
+  Rows<Scalar> rows() const {
+    return {logits.const_data_ptr<Scalar>(), labels.const_data_ptr<int64_t>(), labels.numel(), classes()};
+  }
+};
 
 }  // namespace
 
 Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, std::optional<double> alpha,
                     int64_t reduction, const LossShape& shape) {
   const auto dtype = logits.scalar_type();
-  const Tensor x = torch::stable::contiguous(logits), y = contiguous_as(labels, ScalarType::Long);
-  check_shapes(op, x, y);
-  check_labels(op, y, x.size(x.dim() - 1));
+  const Inputs inputs(op, logits, labels);
+  check_labels(op, inputs.labels, inputs.classes());
   return dispatch_floating(dtype, [&](auto zero) {
     using Scalar = decltype(zero);
     using T = typename Accumulate<Scalar>::type;
-    const auto rows = rows_of<Scalar>(x, y);
+    const auto rows = inputs.rows<Scalar>();
     const auto weights = weights_of<T>(alpha);
     const auto& loops = shape.loops(T{});
     if (reduction == kNone) {
-      Tensor out = torch::stable::empty_like(x);
+      Tensor out = torch::stable::empty_like(inputs.logits);
       each(loops, rows, weights, out.mutable_data_ptr<Scalar>());
       return out;
     }
-    const auto sizes = reduction == kAnchor ? y.sizes() : y.sizes().slice(0, 0);
-    Tensor out = torch::stable::new_empty(x, sizes, accumulate_type(dtype));
+    const auto sizes = reduction == kAnchor ? inputs.labels.sizes() : inputs.labels.sizes().slice(0, 0);
+    Tensor out = torch::stable::new_empty(inputs.logits, sizes, accumulate_type(dtype));
     T* const result = out.mutable_data_ptr<T>();
     if (reduction == kAnchor) {
       sum_of_rows(loops, rows, weights, result);
@@ -309,15 +315,14 @@ Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, 
 std::tuple<Tensor, Tensor> sigmoid_loss_with_gradient(const char* op, const Tensor& logits, const Tensor& labels,
                                                       std::optional<double> alpha, const LossShape& shape) {
   const auto dtype = logits.scalar_type();
-  const Tensor x = torch::stable::contiguous(logits), y = contiguous_as(labels, ScalarType::Long);
-  check_shapes(op, x, y);
-  check_labels(op, y, x.size(x.dim() - 1));
+  const Inputs inputs(op, logits, labels);
+  check_labels(op, inputs.labels, inputs.classes());
   return dispatch_floating(dtype, [&](auto zero) {
     using Scalar = decltype(zero);
     using T = typename Accumulate<Scalar>::type;
-    Tensor loss = torch::stable::new_empty(x, y.sizes().slice(0, 0), accumulate_type(dtype));
-    Tensor gradient = torch::stable::empty_like(x);
-    *loss.mutable_data_ptr<T>() = sum_with_gradient(shape.loops(T{}), rows_of<Scalar>(x, y), weights_of<T>(alpha),
+    Tensor loss = torch::stable::new_empty(inputs.logits, inputs.labels.sizes().slice(0, 0), accumulate_type(dtype));
+    Tensor gradient = torch::stable::empty_like(inputs.logits);
+    *loss.mutable_data_ptr<T>() = sum_with_gradient(shape.loops(T{}), inputs.rows<Scalar>(), weights_of<T>(alpha),
                                                     gradient.mutable_data_ptr<Scalar>());
     return std::make_tuple(loss, gradient);
   });
@@ -326,16 +331,17 @@ std::tuple<Tensor, Tensor> sigmoid_loss_with_gradient(const char* op, const Tens
 Tensor sigmoid_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels,
                              std::optional<double> alpha, int64_t reduction, const LossShape& shape) {
   const auto dtype = logits.scalar_type();
-  const Tensor x = torch::stable::contiguous(logits), y = contiguous_as(labels, ScalarType::Long);
+  const Inputs inputs("the gradient of a loss", logits, labels);
   const Tensor g = contiguous_as(grad, reduction == kNone ? dtype : accumulate_type(dtype));
-  check_shapes("the gradient of a loss", x, y);
-  const int64_t expected = reduction == kNone ? x.numel() : reduction == kAnchor ? y.numel() : 1;
+  const int64_t expected = reduction == kNone     ? inputs.logits.numel()
+                           : reduction == kAnchor ? inputs.labels.numel()
+                                                  : 1;
   STD_TORCH_CHECK(g.numel() == expected, "the gradient of a loss must have the shape of the loss");
   return dispatch_floating(dtype, [&](auto zero) {
     using Scalar = decltype(zero);
     using T = typename Accumulate<Scalar>::type;
-    Tensor out = torch::stable::empty_like(x);
-    gradient(shape.loops(T{}), rows_of<Scalar>(x, y), weights_of<T>(alpha), g, reduction,
+    Tensor out = torch::stable::empty_like(inputs.logits);
+    gradient(shape.loops(T{}), inputs.rows<Scalar>(), weights_of<T>(alpha), g, reduction,
              out.mutable_data_ptr<Scalar>());
     return out;
   });
