@@ -18,17 +18,15 @@
 #include <utility>
 #include <vector>
 
-#include "../common/tensor.h"
+#include "../common/matching.h"
 #include "../math/box.h"
 #include "../math/elementary.h"
+#include "../math/matching.h"
 #include "vectorize.h"
 
 namespace detkit {
 namespace {
 
-enum LowQuality : int64_t { kOff = 0, kDetectron2 = 1, kDetectron = 2 };
-
-constexpr int64_t kIgnored = -1;
 constexpr int64_t kBlock = 128;  // anchors of a block: several vectors, yet few enough to lie close together
 constexpr int64_t kScan = 64;    // boxes that are compared with a block's bounds before the near ones are met
 constexpr int64_t kGrain = 64;   // blocks of pass 2 that are worth a thread
@@ -175,39 +173,22 @@ struct Peak {
 template <class T>
 using Peaks = std::vector<std::vector<Peak<T>>>;  // [image][box]
 
-// Thresholds are rounded to the type of the IoU, as PyTorch does in a comparison with a number.
-template <class T>
-struct Rule {
-  int64_t num_classes;
-  T positive_iou, negative_iou;
-  int64_t low_quality;
-
-  // Whether a peak can rescue an anchor. An anchor at a peak of `positive_iou` or more is positive without it.
-  bool rescues_at(T peak) const { return low_quality != kOff && peak > 0 && peak < positive_iou; }
-
-  bool may_lift(int64_t label) const {
-    return label == kIgnored || (label == num_classes && low_quality == kDetectron2);
-  }
-};
-
 template <class T>
 class Matcher {
  public:
-  // `valid` is null where all anchors are.
-  Matcher(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_classes, const bool* valid,
-          const Rule<T>& rule, int64_t* labels, int64_t* matched)
-      : anchors_(anchors.const_data_ptr<T>()),
-        valid_(valid),
-        count_(anchors.size(anchors.dim() - 2)),
+  Matcher(MatchingTensors& tensors, const MatchingRule<T>& rule)
+      : anchors_(tensors.anchors.const_data_ptr<T>()),
+        valid_(tensors.valid_data()),
+        count_(tensors.count()),
         blocks_((count_ + kBlock - 1) / kBlock),
-        by_image_(anchors.dim() == 3),
+        by_image_(tensors.by_image()),
         rule_(rule),
-        labels_(labels),
-        matched_(matched) {
-    const int64_t padded = gt_boxes.size(1);
-    for (int64_t n = 0; n < gt_boxes.size(0); ++n)
-      truths_.emplace_back(gt_boxes.const_data_ptr<T>() + 4 * n * padded,
-                           gt_classes.const_data_ptr<int64_t>() + n * padded, padded);
+        labels_(tensors.labels.mutable_data_ptr<int64_t>()),
+        matched_(tensors.matched.mutable_data_ptr<int64_t>()) {
+    const int64_t padded = tensors.truths();
+    for (int64_t n = 0; n < tensors.images(); ++n)
+      truths_.emplace_back(tensors.gt_boxes.const_data_ptr<T>() + 4 * n * padded,
+                           tensors.gt_classes.const_data_ptr<int64_t>() + n * padded, padded);
   }
 
   void run() {
@@ -255,7 +236,7 @@ class Matcher {
   }
 
   DETKIT_INLINE void write_block(const Best<T>& best, int64_t n, int64_t b) {
-    const Rule<T> rule = rule_;  // a local one, which the labels cannot alias
+    const MatchingRule<T> rule = rule_;  // a local one, which the labels cannot alias
     const int64_t count = count_of(b), start = n * count_ + b * kBlock, *classes = truths_[n].classes;
     int64_t *labels = labels_ + start, *matched = matched_ + start;
     const bool nothing = truths_[n].boxes.empty();
@@ -304,10 +285,10 @@ class Matcher {
   }
 
   const T* anchors_;
-  const bool* valid_;
+  const bool* valid_;  // null where all are
   int64_t count_, blocks_;
   bool by_image_;
-  Rule<T> rule_;
+  MatchingRule<T> rule_;
   int64_t *labels_, *matched_;
   std::vector<Truths<T>> truths_;
 };
@@ -318,32 +299,17 @@ void check_classes(const int64_t* classes, int64_t count, int64_t num_classes) {
                   num_classes - 1, " (negative: padding)");
 }
 
-ScalarType common_type(const Tensor& a, const Tensor& b) {
-  const bool wide = a.scalar_type() == ScalarType::Double || b.scalar_type() == ScalarType::Double;
-  return wide ? ScalarType::Double : ScalarType::Float;
-}
-
 std::tuple<Tensor, Tensor> match_anchors(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_classes,
                                          std::optional<Tensor> valid, int64_t num_classes, double positive_iou,
                                          double negative_iou, int64_t low_quality) {
-  const ScalarType dtype = common_type(anchors, gt_boxes);
-  const Tensor a = contiguous_as(anchors, dtype), b = contiguous_as(gt_boxes, dtype);
-  const Tensor c = contiguous_as(gt_classes, ScalarType::Long);
-  const Tensor v = valid ? torch::stable::contiguous(*valid) : c;
-  STD_TORCH_CHECK(b.numel() == 4 * c.numel() && (a.dim() == 2 || a.size(0) == b.size(0)) &&
-                      (!valid || v.numel() == b.size(0) * a.size(a.dim() - 2)),
-                  "match_anchors: the shapes of the inputs do not fit");
-  check_classes(c.const_data_ptr<int64_t>(), c.numel(), num_classes);
-  const int64_t images = b.size(0), count = a.size(a.dim() - 2);
-  Tensor labels = torch::stable::new_empty(c, {images, count}), matched = torch::stable::new_empty(c, {images, count});
-  dispatch_floating(dtype, [&](auto zero) {
+  MatchingTensors tensors(anchors, gt_boxes, gt_classes, valid);
+  check_classes(tensors.gt_classes.const_data_ptr<int64_t>(), tensors.gt_classes.numel(), num_classes);
+  dispatch_floating(tensors.dtype, [&](auto zero) {
     using T = typename Accumulate<decltype(zero)>::type;
-    const Rule<T> rule{num_classes, static_cast<T>(positive_iou), static_cast<T>(negative_iou), low_quality};
-    Matcher<T>(a, b, c, valid ? v.const_data_ptr<bool>() : nullptr, rule, labels.mutable_data_ptr<int64_t>(),
-               matched.mutable_data_ptr<int64_t>())
-        .run();
+    const MatchingRule<T> rule{num_classes, static_cast<T>(positive_iou), static_cast<T>(negative_iou), low_quality};
+    Matcher<T>(tensors, rule).run();
   });
-  return {labels, matched};
+  return {tensors.labels, tensors.matched};
 }
 
 }  // namespace

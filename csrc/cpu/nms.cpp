@@ -2,7 +2,7 @@
 #include <optional>
 #include <vector>
 
-#include "../common/tensor.h"
+#include "../common/suppression.h"
 #include "kept_boxes.h"
 #include "rank.h"
 
@@ -33,22 +33,6 @@ void greedy(const Candidates<Coordinate>& candidates, double threshold, int64_t 
   }
 }
 
-// Calls f(boxes, scores) with pointers to float or double, to which the tensors are converted without loss.
-template <class F>
-void with_exact(const Tensor& boxes, const Tensor& scores, const F& f) {
-  const Tensor b = contiguous_as(boxes, accumulate_type(boxes.scalar_type()));
-  const Tensor s = contiguous_as(scores, accumulate_type(scores.scalar_type()));
-  STD_TORCH_CHECK(s.numel() < int64_t{1} << 31, "nms: more than 2^31 boxes");
-  STD_TORCH_CHECK(b.numel() == 4 * s.numel(), "nms: boxes must have the shape of scores and four sides");
-  dispatch_floating(b.scalar_type(), [&](auto coordinate) {
-    dispatch_floating(s.scalar_type(), [&](auto score) {
-      using Coordinate = typename Accumulate<decltype(coordinate)>::type;
-      using Score = typename Accumulate<decltype(score)>::type;
-      f(b.const_data_ptr<Coordinate>(), s.const_data_ptr<Score>());
-    });
-  });
-}
-
 Tensor kept_indices(const Tensor& boxes, const Tensor& scores, const int64_t* groups, double threshold,
                     std::optional<int64_t> max_keep) {
   const int64_t count = scores.numel(), most = max_keep.value_or(count);
@@ -73,8 +57,7 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, std:
 
 Tensor batched_nms(const Tensor& boxes, const Tensor& scores, const Tensor& groups, double iou_threshold,
                    std::optional<int64_t> max_keep) {
-  const Tensor g = contiguous_as(groups, ScalarType::Long);
-  STD_TORCH_CHECK(g.numel() == scores.numel(), "batched_nms: groups must have the shape of scores");
+  const Tensor g = beside_scores("batched_nms: groups", groups, scores);
   return kept_indices(boxes, scores, g.const_data_ptr<int64_t>(), iou_threshold, max_keep);
 }
 
@@ -118,8 +101,7 @@ void mask_image(const Coordinate* boxes, const Score* scores, const int64_t* kin
 
 Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold, std::optional<Tensor> kinds,
                 std::optional<std::vector<int64_t>> quota) {
-  const Tensor k = kinds ? contiguous_as(*kinds, ScalarType::Long) : scores;
-  STD_TORCH_CHECK(k.numel() == scores.numel(), "nms_mask: kinds must have the shape of scores");
+  const Tensor k = kinds ? beside_scores("nms_mask: kinds", *kinds, scores) : scores;
   const int64_t* const kind = kinds ? k.const_data_ptr<int64_t>() : nullptr;
   const int64_t images = scores.size(0), count = scores.size(1);
   const Quota wanted(quota, count);

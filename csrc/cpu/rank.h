@@ -2,27 +2,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
 
-#include "../math/elementary.h"
+#include "../math/rank.h"
 
 namespace detkit {
-
-// A key of a score that is smaller the earlier the box is taken.
-inline uint32_t rank_key(float score) {
-  if (!std::isfinite(score)) return std::numeric_limits<uint32_t>::max();
-  const auto bits = bit_cast<uint32_t>(score + 0.0f);  // -0 becomes 0
-  return bits >> 31 ? bits : ~(bits | 0x80000000u);
-}
-
-inline uint64_t rank_key(double score) {
-  if (!std::isfinite(score)) return std::numeric_limits<uint64_t>::max();
-  const auto bits = bit_cast<uint64_t>(score + 0.0);
-  return bits >> 63 ? bits : ~(bits | (uint64_t{1} << 63));
-}
 
 // Sorts values by their upper 32 bits, keeping the order of equal ones: a radix sort, 11 bits at a time.
 inline void sort_by_upper_half(std::vector<uint64_t>& values) {

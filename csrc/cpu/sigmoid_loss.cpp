@@ -13,10 +13,6 @@
 namespace detkit {
 namespace {
 
-enum Reduction : int64_t { kNone = 0, kAnchor = 1, kSum = 2 };
-
-constexpr int64_t kIgnored = -1;
-
 // Logits [count, classes] and their labels, contiguous.
 template <class Scalar>
 struct Rows {
@@ -31,16 +27,6 @@ struct Part {
 
   int64_t count() const { return rows * width; }
 };
-
-template <class T>
-struct Weights {
-  T on, off;  // of the labelled class and of the others
-};
-
-template <class T>
-Weights<T> weights_of(std::optional<double> alpha) {
-  return {static_cast<T>(alpha.value_or(1)), static_cast<T>(alpha ? 1 - *alpha : 1)};
-}
 
 // The elements that a loop runs over; small enough for the first-level cache.
 template <class T>
@@ -263,36 +249,23 @@ void check_labels(const char* op, const Tensor& labels, int64_t classes) {
                   " (0..K-1 class, K = ", classes, " background, -1 ignored)");
 }
 
-// The inputs of an operation, contiguous, the labels as int64. The Python face has checked their shapes; a graph that
-// calls the operator itself has not.
-struct Inputs {
-  Tensor logits, labels;
-
-  Inputs(const char* op, const Tensor& logits_, const Tensor& labels_)
-      : logits(torch::stable::contiguous(logits_)), labels(contiguous_as(labels_, ScalarType::Long)) {
-    STD_TORCH_CHECK(labels.numel() * classes() == logits.numel(), op,
-                    ": labels must have the shape of the logits' rows");
-  }
-
-  int64_t classes() const { return logits.size(logits.dim() - 1); }
-
-  template <class Scalar>
-  Rows<Scalar> rows() const {
-    return {logits.const_data_ptr<Scalar>(), labels.const_data_ptr<int64_t>(), labels.numel(), classes()};
-  }
-};
+template <class Scalar>
+Rows<Scalar> rows_of(const LossInputs& inputs) {
+  return {inputs.logits.const_data_ptr<Scalar>(), inputs.labels.const_data_ptr<int64_t>(), inputs.labels.numel(),
+          inputs.classes()};
+}
 
 }  // namespace
 
 Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, std::optional<double> alpha,
                     int64_t reduction, const LossShape& shape) {
   const auto dtype = logits.scalar_type();
-  const Inputs inputs(op, logits, labels);
+  const LossInputs inputs(op, logits, labels);
   check_labels(op, inputs.labels, inputs.classes());
   return dispatch_floating(dtype, [&](auto zero) {
     using Scalar = decltype(zero);
     using T = typename Accumulate<Scalar>::type;
-    const auto rows = inputs.rows<Scalar>();
+    const auto rows = rows_of<Scalar>(inputs);
     const auto weights = weights_of<T>(alpha);
     const auto& loops = shape.loops(T{});
     if (reduction == kNone) {
@@ -300,8 +273,8 @@ Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, 
       each(loops, rows, weights, out.mutable_data_ptr<Scalar>());
       return out;
     }
-    const auto sizes = reduction == kAnchor ? inputs.labels.sizes() : inputs.labels.sizes().slice(0, 0);
-    Tensor out = torch::stable::new_empty(inputs.logits, sizes, accumulate_type(dtype));
+    Tensor out = reduction == kAnchor ? inputs.new_per_row(accumulate_type(dtype))
+                                      : inputs.new_scalar(accumulate_type(dtype));
     T* const result = out.mutable_data_ptr<T>();
     if (reduction == kAnchor) {
       sum_of_rows(loops, rows, weights, result);
@@ -315,14 +288,14 @@ Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, 
 std::tuple<Tensor, Tensor> sigmoid_loss_with_gradient(const char* op, const Tensor& logits, const Tensor& labels,
                                                       std::optional<double> alpha, const LossShape& shape) {
   const auto dtype = logits.scalar_type();
-  const Inputs inputs(op, logits, labels);
+  const LossInputs inputs(op, logits, labels);
   check_labels(op, inputs.labels, inputs.classes());
   return dispatch_floating(dtype, [&](auto zero) {
     using Scalar = decltype(zero);
     using T = typename Accumulate<Scalar>::type;
-    Tensor loss = torch::stable::new_empty(inputs.logits, inputs.labels.sizes().slice(0, 0), accumulate_type(dtype));
+    Tensor loss = inputs.new_scalar(accumulate_type(dtype));
     Tensor gradient = torch::stable::empty_like(inputs.logits);
-    *loss.mutable_data_ptr<T>() = sum_with_gradient(shape.loops(T{}), inputs.rows<Scalar>(), weights_of<T>(alpha),
+    *loss.mutable_data_ptr<T>() = sum_with_gradient(shape.loops(T{}), rows_of<Scalar>(inputs), weights_of<T>(alpha),
                                                     gradient.mutable_data_ptr<Scalar>());
     return std::make_tuple(loss, gradient);
   });
@@ -331,17 +304,13 @@ std::tuple<Tensor, Tensor> sigmoid_loss_with_gradient(const char* op, const Tens
 Tensor sigmoid_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels,
                              std::optional<double> alpha, int64_t reduction, const LossShape& shape) {
   const auto dtype = logits.scalar_type();
-  const Inputs inputs("the gradient of a loss", logits, labels);
-  const Tensor g = contiguous_as(grad, reduction == kNone ? dtype : accumulate_type(dtype));
-  const int64_t expected = reduction == kNone     ? inputs.logits.numel()
-                           : reduction == kAnchor ? inputs.labels.numel()
-                                                  : 1;
-  STD_TORCH_CHECK(g.numel() == expected, "the gradient of a loss must have the shape of the loss");
+  const LossInputs inputs("the gradient of a loss", logits, labels);
+  const Tensor g = inputs.incoming(grad, reduction);
   return dispatch_floating(dtype, [&](auto zero) {
     using Scalar = decltype(zero);
     using T = typename Accumulate<Scalar>::type;
     Tensor out = torch::stable::empty_like(inputs.logits);
-    gradient(shape.loops(T{}), inputs.rows<Scalar>(), weights_of<T>(alpha), g, reduction,
+    gradient(shape.loops(T{}), rows_of<Scalar>(inputs), weights_of<T>(alpha), g, reduction,
              out.mutable_data_ptr<Scalar>());
     return out;
   });

@@ -9,7 +9,8 @@
 #include <tuple>
 #include <type_traits>
 
-#include "../common/tensor.h"
+#include "../common/loss.h"
+#include "../math/labels.h"
 #include "vectorize.h"
 
 namespace detkit {

@@ -49,4 +49,14 @@ DETKIT_HD float twice_atanh(float s) {
   return 2.0f * (s + s * (u * p));
 }
 
+// 1 / x for x in [1, 1e30], to a unit of the last place.
+DETKIT_HD float reciprocal(float x) {
+#ifdef __CUDA_ARCH__  // an exact division calls a function there: the hardware's estimate, once refined
+  const float r = __fdividef(1.0f, x);
+  return __fmaf_rn(r, __fmaf_rn(-x, r, 1.0f), r);
+#else
+  return 1 / x;
+#endif
+}
+
 }  // namespace detkit

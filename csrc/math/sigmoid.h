@@ -26,7 +26,7 @@ struct Sigmoid {
   // 1 / (1 + e) and its logarithm, with one division: log1p(e) = 2 atanh(e / (2 + e)).
   static DETKIT_HD void parts(float e, float& large, float& log_large) {
     const float one = 1 + e, two = 2 + e;
-    const float inverse = 1 / (one * two);
+    const float inverse = reciprocal(one * two);
     large = inverse * two;
     log_large = -twice_atanh(e * (inverse * one));
   }

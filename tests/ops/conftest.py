@@ -1,4 +1,5 @@
-"""Where the operations are tested (every backend on the CPU, and the device that is there), and on what."""
+"""Where the operations are tested (every backend on the CPU, the CUDA kernels on an emulated device among them, and the
+device that is there), and on what."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 
 from detkit.ops import _library
+from tests.emulation import emulated
+
+BACKENDS = ["reference-cpu", "cpp-cpu", "emulated-cpu", pytest.param("any-cuda", marks=pytest.mark.cuda)]
 
 
-@pytest.fixture(
-    scope="module",
-    params=["reference-cpu", "cpp-cpu", pytest.param("any-cuda", marks=pytest.mark.cuda)],
-)
+@pytest.fixture(scope="module", params=BACKENDS)
 def device(request):
     """The device to test on, with its backend forced."""
     backend, _, name = request.param.partition("-")
@@ -29,8 +30,16 @@ def device(request):
         return
     if backend == "cpp" and _library.load().path is None:
         pytest.skip(f"no compiled library: {_library.load().reason}")
-    with _library.forced(backend):
+    if backend == "emulated" and (missing := emulated.load()):
+        pytest.skip(missing)
+    with emulated.forced() if backend == "emulated" else _library.forced(backend):
         yield name
+
+
+@pytest.fixture
+def sees_values(request, device) -> bool:
+    """Whether the backend under test looks at labels and classes: on a device, that would wait for it."""
+    return device == "cpu" and not request.node.callspec.params["device"].startswith("emulated")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

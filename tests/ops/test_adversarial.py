@@ -28,7 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = int(os.environ.get("DETKIT_STRESS_ROUNDS", "60"))
 REDUCTIONS = {"none": reference.NONE, "anchor": reference.ANCHOR, "sum": reference.SUM}
 on_kernels = pytest.mark.parametrize(
-    "device", ["cpp-cpu", pytest.param("any-cuda", marks=pytest.mark.cuda)], indirect=True, scope="module"
+    "device",
+    ["cpp-cpu", "emulated-cpu", pytest.param("any-cuda", marks=pytest.mark.cuda)],
+    indirect=True,
+    scope="module",
 )
 RULES = {"off": reference.OFF, "detectron2": reference.DETECTRON2, "detectron": reference.DETECTRON}
 

@@ -409,10 +409,13 @@ def test_layout_of_the_inputs_does_not_matter(device, loss):
 
 @each_loss
 @pytest.mark.parametrize("wrong", [-2, 4, 255, -(2**40)])
-def test_label_out_of_range_is_named(device, loss, wrong):
-    if device != "cpu":
-        pytest.skip("only the CPU reads the labels: elsewhere that would wait for the device")
-    labels = torch.tensor([0, 3, wrong, 1])
+def test_label_out_of_range_is_named_or_background(device, sees_values, loss, wrong):
+    labels = torch.tensor([0, 3, wrong, 1], device=device)
+    if not sees_values:
+        background = torch.tensor([0, 3, 3, 1], device=device)
+        logits = torch.randn(4, 3, device=device)
+        assert torch.equal(*(loss(logits, given, reduction="none") for given in (labels, background)))
+        return
     with pytest.raises(RuntimeError, match=rf"{loss.name}: the label {wrong} is not in -1\.\.3"):
         loss(torch.zeros(4, 3), labels)
 

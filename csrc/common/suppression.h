@@ -1,0 +1,32 @@
+// What suppression reads on every device.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor.h"
+
+namespace detkit {
+
+// Calls f(boxes, scores) with pointers to float or double, to which the tensors are converted without loss.
+template <class F>
+void with_exact(const Tensor& boxes, const Tensor& scores, const F& f) {
+  const Tensor b = contiguous_as(boxes, accumulate_type(boxes.scalar_type()));
+  const Tensor s = contiguous_as(scores, accumulate_type(scores.scalar_type()));
+  STD_TORCH_CHECK(s.numel() < int64_t{1} << 31, "nms: more than 2^31 boxes");
+  STD_TORCH_CHECK(b.numel() == 4 * s.numel(), "nms: boxes must have the shape of scores and four sides");
+  dispatch_floating(b.scalar_type(), [&](auto coordinate) {
+    dispatch_floating(s.scalar_type(), [&](auto score) {
+      using Coordinate = typename Accumulate<decltype(coordinate)>::type;
+      using Score = typename Accumulate<decltype(score)>::type;
+      f(b.const_data_ptr<Coordinate>(), s.const_data_ptr<Score>());
+    });
+  });
+}
+
+// Integers beside the scores, such as groups and kinds (`what` names them), as int64.
+inline Tensor beside_scores(const char* what, const Tensor& values, const Tensor& scores) {
+  STD_TORCH_CHECK(values.numel() == scores.numel(), what, " must have the shape of scores");
+  return contiguous_as(values, ScalarType::Long);
+}
+
+}  // namespace detkit

@@ -1,0 +1,75 @@
+// Warps, and what several kernels do with them.
+#pragma once
+
+#include <cstdint>
+
+#include "device.h"
+
+namespace detkit {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// An array in memory of the block.
+template <class T, int kCount>
+struct Array {
+  T at[kCount];
+
+  __device__ T& operator[](int i) { return at[i]; }
+  __device__ const T& operator[](int i) const { return at[i]; }
+};
+
+// How many of `each` make `count`.
+__host__ __device__ inline int64_t divide_up(int64_t count, int64_t each) { return (count + each - 1) / each; }
+
+__device__ inline int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ inline int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// Combines the values of a group of lanes, whose number is a power of 2, and gives the result to each. The order is fixed.
+template <class T, class Combine>
+__device__ T over_lanes(T value, const Combine& combine, int group = kWarp) {
+  for (int distance = group / 2; distance > 0; distance /= 2)
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, distance));
+  return value;
+}
+
+// As over_lanes, over the threads of a block. `parts` must not be read or written around it without a barrier.
+template <int kThreads, class T, class Combine>
+__device__ T over_block(T value, Array<T, kThreads / kWarp>& parts, const Combine& combine) {
+  value = over_lanes(value, combine);
+  if (lane() == 0) parts[warp()] = value;
+  __syncthreads();
+  value = parts[0];
+  for (int i = 1; i < kThreads / kWarp; ++i) value = combine(value, parts[i]);
+  return value;
+}
+
+struct Plus {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+struct BitOr {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a | b;
+  }
+};
+
+struct Larger {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a > b ? a : b;
+  }
+};
+
+struct Smaller {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a < b ? a : b;
+  }
+};
+
+}  // namespace detkit

@@ -1,0 +1,65 @@
+"""The CUDA kernels on the emulated device: the library of operators, for tensors on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from detkit.ops import _build, _library, _sources
+
+HERE = Path(__file__).resolve().parent
+# The same arithmetic as the kernels have: products are not fused, where it matters (csrc/math/box.h).
+FLAGS = [
+    "-fPIC", "-x c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fvisibility=hidden",
+    "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
+    f"-I'{HERE}'", "-DDETKIT_EMULATED_DEVICE='\"emulated_device.h\"'",
+]  # fmt: skip
+_DEVICE = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+
+@functools.cache
+def load() -> str | None:
+    """Build and load the kernels for the emulated device; returns why that cannot be, or None."""
+    if torch.version.cuda is not None:
+        return "this PyTorch has CUDA: the kernels themselves are tested"
+    sources = [*sorted((_sources.csrc_folder() / "cuda").glob("*.cu")), HERE / "fibres.cpp"]
+    torch_root = Path(torch.__file__).parent
+    flags = [*FLAGS, f"-DTORCH_TARGET_VERSION={_sources.TORCH_TARGET}", f"-isystem '{torch_root / 'include'}'"]
+    link_flags = [f"-L'{torch_root / 'lib'}'", "-ltorch", "-ltorch_cpu"]
+    try:
+        folder = _build.cache_folder("emulation", f"{_digest()}-torch{torch.__version__}")
+        _build.opened_library(folder, sources, flags, link_flags, lambda path: torch.ops.load_library(str(path)))
+    except _build.BuildError as error:
+        if "the compiler failed" in str(error):
+            raise
+        return str(error)
+    return None
+
+
+def _digest() -> str:
+    found = hashlib.sha256(repr(FLAGS).encode())
+    for path in [*sorted(_sources.csrc_folder().rglob("*.*")), *sorted(HERE.glob("*.*"))]:
+        if path.is_file():
+            found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def forced() -> Iterator[None]:
+    """Run the operations on CPU tensors by the emulated kernels within a block."""
+    override = torch.library.Library("detkit", "IMPL")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*only once for all operators.*")  # the override is the purpose
+            for name in _library._REFERENCES:
+                kernel = functools.partial(getattr(torch.ops.detkit, name).default.redispatch, _DEVICE)
+                override.impl(name, kernel, "CPU", allow_override=True)
+        yield
+    finally:
+        override._destroy()
