@@ -1,13 +1,14 @@
 # Everything that the project needs goes into .venv; nothing else on the machine is changed.
 #   make quickstart   set up, train a small detector on generated pictures, show the result (a few minutes)
 #   make test         set up, then lint, types and tests
+#   make sanitize     the CUDA kernels on the emulated device under sanitizers, and bugs planted to be caught (five minutes)
 #   make stress       random and adversarial cases of the operations, ten thousand of each (about four minutes)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test lint types pytest fuzz stress docs format clean
+.PHONY: quickstart test lint types pytest sanitize fuzz stress docs format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python tools/train_net.py --config-file configs/quickstart.yaml
@@ -24,6 +25,10 @@ types: $(VENV)/.installed
 
 pytest: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# No GPU is needed: csrc/README.md, "The emulated device".
+sanitize: $(VENV)/.installed
+	DETKIT_SANITIZERS=1 $(BIN)/python -m pytest tests/emulation
 
 # Damaged annotation files and pictures, a hundred times as many as `make test` tries: about half an hour.
 fuzz: $(VENV)/.installed

@@ -2,6 +2,8 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../common/suppression.h"
@@ -27,33 +29,34 @@ struct Request {
   bool has_no_candidates;
 };
 
-// Memory of the device that lives as long as its launches are being made: what is freed then is used again only after
-// them, for both are in the order of the stream.
-class Memory {
+// Arrays of the device in one piece of memory, which lives as long as their kernels are being started: what is freed then
+// is used again only after them, for both are in the order of the stream.
+class Workspace {
  public:
-  explicit Memory(const Tensor& like) : like_(like) {}
-
+  // Lets `place` point to an array, once memory is there.
   template <class T>
-  T* of(int64_t count) {
-    held_.push_back(torch::stable::new_empty(like_, {count * static_cast<int64_t>(sizeof(T))}, ScalarType::Byte));
-    return static_cast<T*>(held_.back().mutable_data_ptr());
+  void add(T*& place, int64_t count) {
+    arrays_.push_back({reinterpret_cast<void**>(const_cast<std::remove_const_t<T>**>(&place)), bytes_});
+    bytes_ += (count * static_cast<int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
   }
 
-  template <class T>
-  T* zeros_of(int64_t count, Stream stream) {
-    T* const memory = of<T>(count);
-    set_to_zero(memory, count * static_cast<int64_t>(sizeof(T)), stream);
-    return memory;
+  void allocate(const Tensor& like) {
+    held_ = torch::stable::new_empty(like, {bytes_}, ScalarType::Byte);
+    auto* const memory = static_cast<char*>(held_->mutable_data_ptr());
+    for (const auto& [place, offset] : arrays_) *place = memory + offset;
   }
 
  private:
-  const Tensor& like_;
-  std::vector<Tensor> held_;
+  static constexpr int64_t kAlignment = 256;
+  std::vector<std::pair<void**, int64_t>> arrays_;
+  int64_t bytes_ = 0;
+  std::optional<Tensor> held_;
 };
 
-// Suppresses, into a mask [images, count] of zeros or a list [count] of which it returns where its length will stand.
-void suppress_boxes(const Tensor& boxes, const Tensor& scores, const Request& request, bool* mask, int64_t* list,
-                    int64_t* num_result, Memory& memory, Stream stream) {
+// Suppresses, into a mask [images, count] of zeros; or into a list [count], whose length it then waits for and returns.
+int64_t suppress_boxes(const Tensor& boxes, const Tensor& scores, const Request& request, bool* mask, int64_t* list,
+                       Stream stream) {
+  int64_t length = 0;
   with_exact(boxes, scores, [&](const auto* box, const auto* score) {
     using Coordinate = std::decay_t<decltype(*box)>;
     using Score = std::decay_t<decltype(*score)>;
@@ -67,40 +70,41 @@ void suppress_boxes(const Tensor& boxes, const Tensor& scores, const Request& re
     s.images = request.images, s.count = request.count;
     s.threshold = request.threshold < 1 ? request.threshold : std::numeric_limits<double>::infinity();
     s.order = order.template const_data_ptr<int64_t>();
-    s.boxes = memory.of<Coordinate>(4 * all);
-    s.groups = request.groups ? memory.of<int64_t>(all) : nullptr;
     s.kinds = request.kinds;
     s.has_quota = request.quota.has_value();
     s.num_kinds = s.has_quota ? static_cast<int64_t>(request.quota->size()) : 0;
-    s.left = memory.of<int32_t>(s.images * s.num_kinds);
-    s.alive = memory.of<uint32_t>(s.images * s.padded() / kWarp);
-    const int64_t at_once = images_at_once(s.images);
-    s.bits = memory.of<uint64_t>(at_once * s.words() * s.window());
-    s.kept = memory.of<int32_t>(at_once * kWindow);
-    s.num_kept = memory.of<int32_t>(at_once);
-    s.is_done = memory.zeros_of<int32_t>(s.images, stream);
-    s.num_result = num_result;
     s.mask = mask, s.list = list;
+    const int64_t at_once = images_at_once(s.images);
+    Workspace workspace;
+    workspace.add(s.boxes, 4 * all);
+    if (request.groups) workspace.add(s.groups, all);
+    workspace.add(s.left, s.images * s.num_kinds);
+    workspace.add(s.alive, s.images * s.padded() / kWarp);
+    workspace.add(s.bits, at_once * s.words() * s.window());
+    for (int32_t** array : {&s.places, &s.kept}) workspace.add(*array, at_once * kWindow);
+    for (int32_t** array : {&s.num_places, &s.num_kept}) workspace.add(*array, at_once);
+    for (int64_t** array : {&s.first, &s.next, &s.is_done, &s.num_result}) workspace.add(*array, at_once);
+    workspace.allocate(scores);
     if (s.has_quota) fill_quotas(s, request.quota->data(), stream);
     arrange_boxes<Score>(s, ranked.template const_data_ptr<Key<Score>>(), request.has_no_candidates, box, request.groups,
                          stream);
     suppress(s, stream);
+    if (list) length = read_when_done(s.num_result, stream);
   });
+  return length;
 }
 
 Tensor kept_indices(const Tensor& boxes, const Tensor& scores, const int64_t* groups, double threshold,
                     std::optional<int64_t> max_keep) {
   const int64_t count = scores.numel();
+  const OnDevice device(scores.get_device_index());
   Tensor list = torch::stable::new_empty(scores, {count}, ScalarType::Long);
   if (count == 0 || max_keep.value_or(count) <= 0) return torch::stable::narrow(list, 0, 0, 0);
   std::optional<std::vector<int64_t>> quota;
   if (max_keep) quota = {std::min(*max_keep, count)};
-  const OnDevice device(scores.get_device_index());
-  Memory memory(scores);
-  int64_t* const found = memory.zeros_of<int64_t>(1, device.stream());
-  suppress_boxes(boxes, scores, {1, count, threshold, groups, nullptr, quota, false}, nullptr,
-                 list.mutable_data_ptr<int64_t>(), found, memory, device.stream());
-  return torch::stable::narrow(list, 0, 0, read_when_done(found, device.stream()));
+  const int64_t length = suppress_boxes(boxes, scores, {1, count, threshold, groups, nullptr, quota, false}, nullptr,
+                                        list.mutable_data_ptr<int64_t>(), device.stream());
+  return torch::stable::narrow(list, 0, 0, length);
 }
 
 Tensor nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, std::optional<int64_t> max_keep) {
@@ -124,11 +128,8 @@ Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold,
   set_to_zero(out, images * count, device.stream());
   if (quota)
     for (int64_t& wanted : *quota) wanted = std::min(wanted, count);
-  Memory memory(scores);
-  int64_t* const found = memory.zeros_of<int64_t>(images, device.stream());
-  suppress_boxes(boxes, scores,
-                 {images, count, iou_threshold, nullptr, kinds ? k.const_data_ptr<int64_t>() : nullptr, quota, true}, out,
-                 nullptr, found, memory, device.stream());
+  const int64_t* const kind = kinds ? k.const_data_ptr<int64_t>() : nullptr;
+  suppress_boxes(boxes, scores, {images, count, iou_threshold, nullptr, kind, quota, true}, out, nullptr, device.stream());
   return mask;
 }
 

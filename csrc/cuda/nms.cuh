@@ -1,14 +1,16 @@
-// The kernels of suppression, without torch. Boxes come in order of their scores; windows of them are decided one after
-// the other, in two launches each, for all images at once:
+// The kernels of suppression, without torch. Boxes come in order of their scores. Windows of 2048 that are still alive are
+// decided one after the other, in two launches each, for all images at once:
 //
-//   compare  a block compares 256 boxes of the window with 64 that follow, and leaves a bit for each pair that would
-//            suppress; another one compares 256 boxes that are still alive, from this window on, with the boxes that the
-//            last window kept.
+//   compare  a block compares 256 boxes of the window with 64 that follow in it, and leaves a bit for each pair that would
+//            suppress; another one compares 256 boxes, from this window on, with the boxes that the last window kept, and
+//            ends those that are suppressed.
 //   resolve  a block decides the window of an image: 64 boxes at a time are cleared of what the kept ones before them
-//            suppress, then decided among themselves.
+//            suppress, then decided among themselves. Then it chooses the next window, of the boxes that are alive. (It
+//            does not know yet what this window suppresses: some of them will come to it dead. That saves a launch.)
 //
-// Memory is that of the boxes and of one window's bits, whatever their number. An image that has all it wants is done:
-// its later launches end at once. Nothing waits for another block, no atomics: the result is the greedy one.
+// So the work is that of the boxes kept times those alive, and the part that is serial that of the survivors. Memory is
+// that of the boxes and of one window's bits, whatever their number. An image that has all it wants, or no box left, is
+// done: its later launches end at once. No block waits for another, no atomics: the result is the greedy one.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +23,8 @@
 
 namespace detkit {
 
-constexpr int kWindow = 2048;
-constexpr int kWord = 64;  // boxes of a window that are decided together
+constexpr int kWindow = 2048;  // boxes that are decided together
+constexpr int kWord = 64;      // of them, at a time
 constexpr int kWords = kWindow / kWord;
 constexpr int kCompareThreads = 256;
 constexpr int kResolveThreads = 512;
@@ -43,11 +45,16 @@ struct Suppression {
   int64_t num_kinds;
   int32_t* left;  // [images, num_kinds] how many of each kind are still wanted
 
-  uint32_t* alive;      // [images, padded() / 32] a bit for each ranked box: a candidate that nothing suppresses yet
-  uint64_t* bits;       // [images, words(), window()] which boxes of a word a box of the window would suppress
-  int32_t* kept;        // [images, kWindow] places in the last window of the boxes that it kept
+  // A place is that of a ranked box.
+  uint32_t* alive;      // [images, padded() / 32] a bit for each place: a candidate that nothing suppresses yet
+  int32_t* places;      // [images, kWindow] the window, in order
+  int32_t* num_places;  // [images]
+  int64_t* first;       // [images] the place from which on the window was chosen
+  int64_t* next;        // [images] the place behind it
+  uint64_t* bits;       // [images, words(), window()] which boxes of a word of the window a box of it would suppress
+  int32_t* kept;        // [images, kWindow] the places that the last window kept, in order
   int32_t* num_kept;    // [images]
-  int32_t* is_done;     // [images]
+  int64_t* is_done;     // [images]
   int64_t* num_result;  // [images] how many boxes the result has
 
   bool* mask;     // [images, count] the result, by index; or null
@@ -55,7 +62,7 @@ struct Suppression {
 
   __host__ __device__ int64_t windows() const { return divide_up(count, kWindow); }
   __host__ __device__ int64_t padded() const { return windows() * kWindow; }
-  // Boxes of a window: few boxes need no whole one.
+  // The most boxes of a window, in whole words: few boxes need no whole one.
   __host__ __device__ int window() const {
     return count < kWindow ? static_cast<int>(divide_up(count, kWord)) * kWord : kWindow;
   }
@@ -69,8 +76,8 @@ struct Suppression {
     if (groups) s.groups += first * count;
     if (kinds) s.kinds += first * count;
     if (mask) s.mask += first * count;
-    s.left += first * num_kinds, s.num_result += first, s.is_done += first;
-    return s;  // the memory of a window serves one part after the other
+    s.left += first * num_kinds;
+    return s;  // the memory of windows serves one part after the other
   }
 };
 
@@ -103,7 +110,7 @@ __global__ void __launch_bounds__(kArrangeThreads)
   keys[i] = has_no_candidates && !is_none && key == kNoCandidate<Score> ? key - 1 : key;
 }
 
-// Puts boxes and groups in order, and makes the candidates alive.
+// Puts boxes and groups in order, and brings the candidates to life.
 template <class Score, class Coordinate>
 __global__ void __launch_bounds__(kArrangeThreads)
     arrange(Suppression<Coordinate> s, const Key<Score>* ranked_keys, bool has_no_candidates, const Coordinate* boxes,
@@ -160,50 +167,50 @@ struct Shelf {
 
 // Which of the 64 boxes of a word each of 256 boxes, of the same window and before them, would suppress.
 template <class Coordinate>
-__device__ void compare_within(const Suppression<Coordinate>& s, int64_t image, int64_t window, int word, int chunk,
+__device__ void compare_within(const Suppression<Coordinate>& s, int64_t image, int word, int chunk,
                                Shelf<Coordinate>& shelf) {
-  const int64_t start = window * kWindow, first = int64_t{word} * kWord;
-  if (chunk * kCompareThreads >= first + kWord) return;  // none is before
-  const int64_t rest = s.count - start - first;
-  const int columns = rest < kWord ? static_cast<int>(rest > 0 ? rest : 0) : kWord;
-  if (static_cast<int>(threadIdx.x) < columns) shelf.put(threadIdx.x, s, image, start + first + threadIdx.x);
+  const int32_t* const places = s.places + image * kWindow;
+  const int members = s.num_places[image], first = word * kWord, thread = static_cast<int>(threadIdx.x);
+  const int columns = members - first < kWord ? members - first : kWord;
+  if (columns <= 0 || chunk * kCompareThreads >= first + columns) return;  // nobody is before anybody
+  if (thread < columns) shelf.put(thread, s, image, places[first + thread]);
   __syncthreads();
-  const int row = chunk * kCompareThreads + static_cast<int>(threadIdx.x);
-  if (row >= s.window() || start + row >= s.count || row >= first + kWord) return;
-  const Box<Coordinate> box = ranked_box(s, image, start + row);
-  const int64_t group = ranked_group(s, image, start + row);
+  const int row = chunk * kCompareThreads + thread;
+  if (row >= first + columns) return;
+  const Box<Coordinate> box = ranked_box(s, image, places[row]);
+  const int64_t group = ranked_group(s, image, places[row]);
   uint64_t found = 0;
-  for (int i = row < first ? 0 : static_cast<int>(row - first) + 1; i < columns; ++i)
+  for (int i = row < first ? 0 : row - first + 1; i < columns; ++i)
     if (shelf.suppresses_one(i, box, group, s.threshold)) found |= uint64_t{1} << i;
   s.bits[(image * s.words() + word) * s.window() + row] = found;
 }
 
-// Ends those of 256 boxes, of this window or later, that the boxes kept by the last window suppress.
+// Ends those of 256 boxes, from this window on, that the boxes kept by the last window suppress.
 template <class Coordinate>
-__device__ void compare_with_kept(const Suppression<Coordinate>& s, int64_t image, int64_t window, int64_t first,
+__device__ void compare_with_kept(const Suppression<Coordinate>& s, int64_t image, int64_t start,
                                   Shelf<Coordinate>& shelf) {
   const int kept = s.num_kept[image];
-  uint32_t* const words = s.alive + (image * s.padded() + first) / kWarp;
+  const int64_t first = s.first[image];
+  uint32_t* const words = s.alive + (image * s.padded() + start) / kWarp;
   uint32_t any = 0;
   for (int i = 0; i < kCompareThreads / kWarp; ++i) any |= words[i];
-  if (any == 0 || kept == 0) return;
+  if (any == 0 || kept == 0 || start + kCompareThreads <= first) return;
   const uint32_t before = words[warp()];
-  bool is_alive = before >> lane() & 1;
-  const int64_t place = first + threadIdx.x;
+  const int64_t place = start + threadIdx.x;
+  bool is_alive = (before >> lane() & 1) && place >= first;
+  const bool was_alive = is_alive;
   const Box<Coordinate> box = is_alive ? ranked_box(s, image, place) : Box<Coordinate>();
   const int64_t group = is_alive ? ranked_group(s, image, place) : 0;
-  for (int start = 0; start < kept; start += kCompareThreads) {
-    const int count = kept - start < kCompareThreads ? kept - start : kCompareThreads;
-    if (static_cast<int>(threadIdx.x) < count) {
-      const int32_t of_window = s.kept[image * kWindow + start + threadIdx.x];
-      shelf.put(threadIdx.x, s, image, (window - 1) * kWindow + of_window);
-    }
+  for (int chunk = 0; chunk < kept; chunk += kCompareThreads) {
+    const int count = kept - chunk < kCompareThreads ? kept - chunk : kCompareThreads;
+    if (static_cast<int>(threadIdx.x) < count)
+      shelf.put(threadIdx.x, s, image, s.kept[image * kWindow + chunk + threadIdx.x]);
     __syncthreads();
     for (int i = 0; i < count && is_alive; ++i) is_alive = !shelf.suppresses_one(i, box, group, s.threshold);
     __syncthreads();
   }
-  const uint32_t after = __ballot_sync(kAllLanes, is_alive);
-  if (lane() == 0 && after != before) words[warp()] = after;
+  const uint32_t ended = __ballot_sync(kAllLanes, was_alive && !is_alive);
+  if (lane() == 0 && ended) words[warp()] = before & ~ended;
 }
 
 template <class Coordinate>
@@ -218,9 +225,9 @@ __global__ void __launch_bounds__(kCompareThreads)
   const int64_t image = blockIdx.x / blocks_of_image, block = blockIdx.x % blocks_of_image;
   if (s.is_done[image]) return;
   if (block < within) {
-    compare_within(s, image, window, static_cast<int>(block) % s.words(), static_cast<int>(block) / s.words(), shelf);
-  } else {
-    compare_with_kept(s, image, window, window * kWindow + (block - within) * kCompareThreads, shelf);
+    compare_within(s, image, static_cast<int>(block) % s.words(), static_cast<int>(block) / s.words(), shelf);
+  } else {  // the windows before have passed as many places, at least
+    compare_with_kept(s, image, window * kWindow + (block - within) * kCompareThreads, shelf);
   }
 }
 
@@ -246,48 +253,75 @@ struct Marked {
   // Counts, by one warp, a lane to a word; the others need a barrier after it.
   __device__ void count() {
     static_assert(kWords == kWarp, "a lane for a word");
-    const int mine = __popcll(words[lane()]);
-    int up_to = mine;
-    for (int distance = 1; distance < kWarp; distance *= 2) {
-      const int other = __shfl_up_sync(kAllLanes, up_to, distance);
-      if (lane() >= distance) up_to += other;
-    }
+    const int mine = __popcll(words[lane()]), up_to = sum_up_to(mine);
     before[lane()] = up_to - mine;
     if (lane() == kWarp - 1) before[kWords] = up_to;
   }
 };
 
-// The boxes of a word that are kept, by one warp: of the candidates, those that no kept one before them suppresses. Repeats
-// that rule until nothing changes: after n rounds the first n are right, and mostly a few rounds do.
-__device__ inline uint64_t decide_word(uint64_t candidates, const uint64_t* bits_of_row) {
-  const int low = lane(), high = lane() + kWarp;
-  const uint64_t of_low = candidates >> low & 1 ? bits_of_row[low] : 0;
-  const uint64_t of_high = candidates >> high & 1 ? bits_of_row[high] : 0;
+// What all threads of a block that resolves share.
+struct Desk {
+  Array<uint32_t, 2 * kWords> halves;  // of words, as warps find them
+  Array<uint64_t, kWords> candidates;
+  Array<uint64_t, kResolveThreads / kWarp> suppressed;  // by each warp's rows
+  Marked kept, of_kind, taken;
+  Array<int, kResolveThreads / kWarp> sums;
+
+  // A word of what warps found, of those that a window has.
+  __device__ uint64_t word(int i, int words) const {
+    return i < words ? halves[2 * i] | uint64_t{halves[2 * i + 1]} << kWarp : 0;
+  }
+};
+
+// The boxes of a word that are kept, by one warp: of the candidates, those that no kept one before them suppresses. A lane
+// has what the boxes of its own number and of 32 above it would suppress. Repeats the rule until nothing changes: after n
+// rounds the first n boxes are right, and mostly a few rounds do.
+__device__ inline uint64_t decide_word(uint64_t candidates, uint64_t of_low, uint64_t of_high) {
   uint64_t kept = candidates;
   for (;;) {
-    const uint64_t suppressed = over_lanes((kept >> low & 1 ? of_low : 0) | (kept >> high & 1 ? of_high : 0), BitOr());
-    const uint64_t now = candidates & ~suppressed;
+    const uint64_t mine = (kept >> lane() & 1 ? of_low : 0) | (kept >> (lane() + kWarp) & 1 ? of_high : 0);
+    const uint64_t now = candidates & ~any_bits(mine);
     if (now == kept) return kept;
     kept = now;
   }
 }
 
-// Decides the boxes of a window. Both words must be zero at first; all threads of the block come here.
+// Decides the boxes of a window, whose kept ones are none at first. All threads come here, and what they find is there
+// for all. The bits of the next word are on their way while a word is decided: they do not depend on it.
 template <class Coordinate>
-__device__ void decide(const Suppression<Coordinate>& s, int64_t image, const Array<uint64_t, kWords>& alive,
-                       Array<uint64_t, kWords>& kept, Array<uint64_t, kResolveThreads / kWarp>& parts) {
-  const int rows = s.window();
-  for (int word = 0; word < s.words(); ++word) {
-    const uint64_t candidates = alive[word];
+__device__ void decide(const Suppression<Coordinate>& s, int64_t image, int words, Desk& desk) {
+  constexpr int kRows = kWindow / kResolveThreads;
+  const uint64_t* const bits = s.bits + image * s.words() * s.window();
+  uint64_t of_row[kRows];
+  const auto load = [&](int word) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int row = i * kResolveThreads + static_cast<int>(threadIdx.x);
+      of_row[i] = word < words && row < word * kWord ? bits[word * s.window() + row] : 0;
+    }
+  };
+  load(0);
+  for (int word = 0; word < words; ++word) {
+    const uint64_t candidates = desk.candidates[word];
+    uint64_t mine = 0;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int row = i * kResolveThreads + static_cast<int>(threadIdx.x);
+      if (row < word * kWord && desk.kept.has(row)) mine |= of_row[i];
+    }
+    load(word + 1);
     if (candidates == 0) continue;
-    const uint64_t* const bits = s.bits + (image * s.words() + word) * rows;
-    uint64_t suppressed = 0;
-    for (int row = threadIdx.x; row < word * kWord; row += kResolveThreads)
-      if (kept[row / kWord] >> (row % kWord) & 1) suppressed |= bits[row];
-    suppressed = over_block<kResolveThreads>(suppressed, parts, BitOr());
+    const auto own = [&](int box) {
+      return warp() == 0 && (candidates >> box & 1) ? bits[word * s.window() + word * kWord + box] : 0;
+    };
+    const uint64_t of_low = own(lane()), of_high = own(lane() + kWarp);
+    mine = any_bits(mine);
+    if (lane() == 0) desk.suppressed[warp()] = mine;
+    __syncthreads();
     if (warp() == 0) {
-      const uint64_t now = decide_word(candidates & ~suppressed, bits + word * kWord);
-      if (lane() == 0) kept[word] = now;
+      const uint64_t all = any_bits(lane() < kResolveThreads / kWarp ? desk.suppressed[lane()] : 0);
+      const uint64_t now = decide_word(candidates & ~all, of_low, of_high);
+      if (lane() == 0) desk.kept.words[word] = now;
     }
     __syncthreads();
   }
@@ -300,78 +334,124 @@ __device__ inline uint64_t lowest_bits(uint64_t bits, int most) {
   return bits ^ rest;
 }
 
+// Marks, by warps, which boxes of the window `holds(box)`.
+template <class Coordinate, class Holds>
+__device__ void mark(const Suppression<Coordinate>& s, Desk& desk, const Holds& holds) {
+  for (int box = threadIdx.x; box < s.window(); box += kResolveThreads) {
+    const uint32_t half = __ballot_sync(kAllLanes, holds(box));
+    if (lane() == 0) desk.halves[box / kWarp] = half;
+  }
+}
+
 // Takes of each kind as many of the kept boxes as are still wanted; returns whether more are. All threads come here.
 template <class Coordinate>
-__device__ bool take_quotas(const Suppression<Coordinate>& s, int64_t image, int64_t start, const Marked& kept,
-                            Array<uint32_t, 2 * kWords>& halves, Marked& of_kind, Marked& taken) {
+__device__ bool take_quotas(const Suppression<Coordinate>& s, int64_t image, const int32_t* places, Desk& desk) {
+  const int64_t* const order = s.order + image * s.count;
   bool is_any_wanted = false;
   for (int64_t kind = 0; kind < s.num_kinds; ++kind) {
     int32_t& left = s.left[image * s.num_kinds + kind];
     const int wanted = left;
-    for (int place = threadIdx.x; place < s.window(); place += kResolveThreads) {
-      bool is_of_kind = kept.has(place);
-      if (is_of_kind && s.kinds)
-        is_of_kind = s.kinds[image * s.count + s.order[image * s.count + start + place]] == kind;
-      const uint32_t half = __ballot_sync(kAllLanes, is_of_kind);
-      if (lane() == 0) halves[place / kWarp] = half;
-    }
+    mark(s, desk, [&](int box) {
+      return desk.kept.has(box) && (s.kinds ? s.kinds[image * s.count + order[places[box]]] : 0) == kind;
+    });
     __syncthreads();
     if (warp() == 0) {
-      const bool is_word = lane() < s.words();
-      of_kind.words[lane()] = is_word ? halves[2 * lane()] | uint64_t{halves[2 * lane() + 1]} << kWarp : 0;
-      of_kind.count();
+      desk.of_kind.words[lane()] = desk.word(lane(), s.words());
+      desk.of_kind.count();
       __syncwarp();
-      taken.words[lane()] |= lowest_bits(of_kind.words[lane()], wanted - of_kind.before[lane()]);
-      if (lane() == 0) left = wanted > of_kind.total() ? wanted - of_kind.total() : 0;
+      const int more = wanted - desk.of_kind.before[lane()];
+      desk.taken.words[lane()] |= lowest_bits(desk.of_kind.words[lane()], more);
+      if (lane() == 0) left = wanted > desk.of_kind.total() ? wanted - desk.of_kind.total() : 0;
     }
     __syncthreads();
-    is_any_wanted |= wanted > of_kind.total();
-    __syncthreads();  // the next kind writes what this one reads
+    is_any_wanted |= wanted > desk.of_kind.total();
   }
   return is_any_wanted;
 }
 
+// Chooses the window from a place on: the next boxes that are alive. Returns how many they are. All threads come here.
 template <class Coordinate>
-__global__ void __launch_bounds__(kResolveThreads) resolve(Suppression<Coordinate> s, int64_t window) {
-  DETKIT_SHARED(alive, Array<uint64_t, kWords>);
-  DETKIT_SHARED(parts, Array<uint64_t, kResolveThreads / kWarp>);
-  DETKIT_SHARED(kept, Marked);
-  DETKIT_SHARED(halves, Array<uint32_t, 2 * kWords>);
-  DETKIT_SHARED(of_kind, Marked);
-  DETKIT_SHARED(taken, Marked);
-  const int64_t image = blockIdx.x, start = window * kWindow;
-  if (s.is_done[image]) return;
-  const int64_t found = s.num_result[image];
-  if (threadIdx.x < kWords) {
-    const uint32_t* const halves = s.alive + (image * s.padded() + start) / kWarp + 2 * threadIdx.x;
-    alive[threadIdx.x] = halves[0] | uint64_t{halves[1]} << kWarp;
-    kept.words[threadIdx.x] = taken.words[threadIdx.x] = 0;
-  }
-  __syncthreads();
-  decide(s, image, alive, kept.words, parts);
-  bool is_any_wanted = true;
-  if (s.has_quota) {
-    is_any_wanted = take_quotas(s, image, start, kept, halves, of_kind, taken);
-  } else if (threadIdx.x < kWords) {
-    taken.words[threadIdx.x] = kept.words[threadIdx.x];
-  }
-  __syncthreads();
-  if (warp() == 0) {
-    kept.count();
-    taken.count();
-  }
-  __syncthreads();
-  for (int place = threadIdx.x; place < s.window(); place += kResolveThreads) {
-    if (kept.has(place)) s.kept[image * kWindow + kept.rank(place)] = place;
-    if (!taken.has(place)) continue;
-    const int64_t index = s.order[image * s.count + start + place];
-    if (s.mask) s.mask[image * s.count + index] = true;
-    if (s.list) s.list[found + taken.rank(place)] = index;
+__device__ int choose_window(const Suppression<Coordinate>& s, int64_t image, int64_t from, Desk& desk) {
+  const uint32_t* const alive = s.alive + image * s.padded() / kWarp;
+  const int64_t words = s.padded() / kWarp, most = s.window();
+  int64_t found = 0;
+  for (int64_t start = from / kWarp; start < words && found < most; start += kResolveThreads) {
+    const int64_t word = start + threadIdx.x;
+    uint32_t bits = word < words ? alive[word] : 0;
+    if (word == from / kWarp) bits &= kAllLanes << (from % kWarp);
+    const int mine = __popc(bits), up_to = sum_up_to(mine);
+    __syncthreads();  // the sums of the round before are still read
+    if (lane() == kWarp - 1) desk.sums[warp()] = up_to;
+    __syncthreads();
+    int64_t rank = found + up_to - mine;
+    for (int i = 0; i < kResolveThreads / kWarp; ++i) {
+      if (i < warp()) rank += desk.sums[i];
+      found += desk.sums[i];
+    }
+    for (; bits && rank < most; bits &= bits - 1, ++rank) {
+      const int64_t place = word * kWarp + __ffs(static_cast<int>(bits)) - 1;
+      s.places[image * kWindow + rank] = static_cast<int32_t>(place);
+      if (rank == most - 1) s.next[image] = place + 1;
+    }
   }
   if (threadIdx.x == 0) {
-    s.num_kept[image] = kept.total();
-    s.num_result[image] = found + taken.total();
-    s.is_done[image] = !is_any_wanted;
+    s.first[image] = from;
+    if (found < most) s.next[image] = s.padded();
+  }
+  return static_cast<int>(found < most ? found : most);
+}
+
+template <class Coordinate>
+__global__ void __launch_bounds__(kResolveThreads) begin(Suppression<Coordinate> s) {
+  DETKIT_SHARED(desk, Desk);
+  const int64_t image = blockIdx.x;
+  const int chosen = choose_window(s, image, 0, desk);
+  if (threadIdx.x == 0) s.num_places[image] = chosen, s.is_done[image] = chosen == 0, s.num_result[image] = 0;
+}
+
+template <class Coordinate>
+__global__ void __launch_bounds__(kResolveThreads) resolve(Suppression<Coordinate> s) {
+  DETKIT_SHARED(desk, Desk);
+  const int64_t image = blockIdx.x;
+  if (s.is_done[image]) return;
+  const int members = s.num_places[image];
+  const int64_t next = s.next[image], found = s.num_result[image];
+  const int32_t* const places = s.places + image * kWindow;
+  mark(s, desk, [&](int box) {
+    if (box >= members) return false;
+    return (s.alive[(image * s.padded() + places[box]) / kWarp] >> (places[box] % kWarp) & 1) != 0;
+  });
+  __syncthreads();
+  if (threadIdx.x < kWords) {
+    desk.candidates[threadIdx.x] = desk.word(threadIdx.x, s.words());
+    desk.kept.words[threadIdx.x] = desk.taken.words[threadIdx.x] = 0;
+  }
+  __syncthreads();
+  decide(s, image, static_cast<int>(divide_up(members, kWord)), desk);
+  bool is_any_wanted = true;
+  if (s.has_quota) {
+    is_any_wanted = take_quotas(s, image, places, desk);
+  } else if (threadIdx.x < kWords) {
+    desk.taken.words[threadIdx.x] = desk.kept.words[threadIdx.x];
+  }
+  if (warp() == 0) {
+    desk.kept.count();
+    desk.taken.count();
+  }
+  __syncthreads();
+  for (int box = threadIdx.x; box < members; box += kResolveThreads) {
+    if (desk.kept.has(box)) s.kept[image * kWindow + desk.kept.rank(box)] = places[box];
+    if (!desk.taken.has(box)) continue;
+    const int64_t index = s.order[image * s.count + places[box]];
+    if (s.mask) s.mask[image * s.count + index] = true;
+    if (s.list) s.list[found + desk.taken.rank(box)] = index;
+  }
+  const int chosen = is_any_wanted ? choose_window(s, image, next, desk) : 0;
+  if (threadIdx.x == 0) {
+    s.num_places[image] = chosen;
+    s.num_kept[image] = desk.kept.total();
+    s.num_result[image] = found + desk.taken.total();
+    s.is_done[image] = chosen == 0;
   }
 }
 
@@ -420,17 +500,21 @@ void fill_quotas(const Suppression<Coordinate>& s, const int64_t* quota, Stream 
   }
 }
 
-// Needs is_done, num_result and the mask at zero, quotas filled and boxes arranged.
+// Needs the mask at zero, quotas filled and boxes arranged. A list is waited for anyway, so with one this asks now and
+// then whether all is done, instead of starting what would end at once.
 template <class Coordinate>
 void suppress(const Suppression<Coordinate>& all, Stream stream) {
+  constexpr int64_t kWindowsUnasked = 8;
   for (int64_t first = 0; first < all.images; first += images_at_once(all.images)) {
     const int64_t rest = all.images - first;
     const auto s = all.part(first, rest < images_at_once(all.images) ? rest : images_at_once(all.images));
+    launch(begin<Coordinate>, s.images, kResolveThreads, stream, s);
     for (int64_t window = 0; window < s.windows(); ++window) {
+      if (s.list && window && window % kWindowsUnasked == 0 && read_when_done(s.is_done, stream)) break;
       const int64_t within = blocks_within(s), later = s.padded() - window * kWindow;
       const int64_t blocks = within + (window ? later / kCompareThreads : 0);
       launch(compare<Coordinate>, s.images * blocks, kCompareThreads, stream, s, window, blocks, within);
-      launch(resolve<Coordinate>, s.images, kResolveThreads, stream, s, window);
+      launch(resolve<Coordinate>, s.images, kResolveThreads, stream, s);
     }
   }
 }

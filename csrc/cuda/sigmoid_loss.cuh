@@ -197,6 +197,16 @@ struct GradientOf {
   }
 };
 
+// The sum over a block, for each of its threads. It may not be called twice with the same `parts` without a barrier between.
+__device__ inline double sum_of_block(double value, Array<double, kLossThreads / kWarp>& parts) {
+  value = over_lanes(value, Plus());
+  if (lane() == 0) parts[warp()] = value;
+  __syncthreads();
+  double sum = 0;
+  for (int i = 0; i < kLossThreads / kWarp; ++i) sum += parts[i];
+  return sum;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The kernels
 // ---------------------------------------------------------------------------------------------------------------------
@@ -213,7 +223,7 @@ __global__ void __launch_bounds__(kLossThreads)
 #pragma unroll
     for (int j = 0; j < Vector<Scalar>::kCount; ++j) sum += values[j];
   });
-  const double total = over_block<kLossThreads>(static_cast<double>(sum), parts, Plus());
+  const double total = sum_of_block(sum, parts);
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
@@ -223,7 +233,7 @@ __global__ void __launch_bounds__(kLossThreads) loss_total(const double* partial
   DETKIT_SHARED(parts, Array<double, kLossThreads / kWarp>);
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += kLossThreads) sum += partial[i];
-  const double total = over_block<kLossThreads>(sum, parts, Plus());
+  const double total = sum_of_block(sum, parts);
   if (threadIdx.x == 0) *out = static_cast<T>(total);
 }
 

@@ -33,14 +33,22 @@ __device__ T over_lanes(T value, const Combine& combine, int group = kWarp) {
   return value;
 }
 
-// As over_lanes, over the threads of a block. `parts` must not be read or written around it without a barrier.
-template <int kThreads, class T, class Combine>
-__device__ T over_block(T value, Array<T, kThreads / kWarp>& parts, const Combine& combine) {
-  value = over_lanes(value, combine);
-  if (lane() == 0) parts[warp()] = value;
-  __syncthreads();
-  value = parts[0];
-  for (int i = 1; i < kThreads / kWarp; ++i) value = combine(value, parts[i]);
+// The bits that are set in any lane, for each lane.
+__device__ inline uint64_t any_bits(uint64_t bits) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const uint64_t high = __reduce_or_sync(kAllLanes, static_cast<unsigned>(bits >> 32));
+  return high << 32 | __reduce_or_sync(kAllLanes, static_cast<unsigned>(bits));
+#else
+  return over_lanes(bits, [](uint64_t a, uint64_t b) { return a | b; });
+#endif
+}
+
+// The sum over a lane and those before it.
+__device__ inline int sum_up_to(int value) {
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, value, distance);
+    if (lane() >= distance) value += other;
+  }
   return value;
 }
 
@@ -48,13 +56,6 @@ struct Plus {
   template <class T>
   __device__ T operator()(T a, T b) const {
     return a + b;
-  }
-};
-
-struct BitOr {
-  template <class T>
-  __device__ T operator()(T a, T b) const {
-    return a | b;
   }
 };
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import shlex
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,14 @@ import torch
 from detkit.ops import _build, _library, _sources
 
 HERE = Path(__file__).resolve().parent
+TORCH = Path(torch.__file__).parent
 # The same arithmetic as the kernels have: products are not fused, where it matters (csrc/math/box.h).
 FLAGS = [
-    "-fPIC", "-x c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fvisibility=hidden",
-    "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
-    f"-I'{HERE}'", "-DDETKIT_EMULATED_DEVICE='\"emulated_device.h\"'",
-]  # fmt: skip
+    *("-fPIC", "-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fvisibility=hidden"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    '-DDETKIT_EMULATED_DEVICE="emulated_device.h"',
+    *("-isystem", str(TORCH / "include")),
+]
 _DEVICE = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
@@ -29,12 +32,12 @@ def load() -> str | None:
     if torch.version.cuda is not None:
         return "this PyTorch has CUDA: the kernels themselves are tested"
     sources = [*sorted((_sources.csrc_folder() / "cuda").glob("*.cu")), HERE / "fibres.cpp"]
-    torch_root = Path(torch.__file__).parent
-    flags = [*FLAGS, f"-DTORCH_TARGET_VERSION={_sources.TORCH_TARGET}", f"-isystem '{torch_root / 'include'}'"]
-    link_flags = [f"-L'{torch_root / 'lib'}'", "-ltorch", "-ltorch_cpu"]
+    flags = [*FLAGS, f"-I{HERE}", f"-DTORCH_TARGET_VERSION={_sources.TORCH_TARGET}"]
+    link_flags = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]
     try:
         folder = _build.cache_folder("emulation", f"{_digest()}-torch{torch.__version__}")
-        _build.opened_library(folder, sources, flags, link_flags, lambda path: torch.ops.load_library(str(path)))
+        words = (list(map(shlex.quote, part)) for part in (flags, link_flags))
+        _build.opened_library(folder, sources, *words, lambda path: torch.ops.load_library(str(path)))
     except _build.BuildError as error:
         if "the compiler failed" in str(error):
             raise

@@ -36,6 +36,9 @@ struct Thread {
 // Runs a kernel, bound to its arguments, to its end. Throws std::runtime_error where it breaks a rule.
 void run(int64_t blocks, int threads, const std::function<void()>& kernel);
 
+// Lets the next launch leave out blocks before one, which would take too long.
+void skip_blocks(int64_t before);
+
 // What a thread can ask for, within a kernel.
 const Thread& current();
 void* shared_memory(size_t bytes);

@@ -56,10 +56,12 @@ void* reserve(size_t bytes) {
   return memory;
 }
 
-// Where a number of threads meet.
+// Where a number of threads meet, again and again. The addresses that order them alternate: a thread that is already at
+// the next meeting must not seem to have been at the last one when others leave that.
 struct Meeting {
   int expected = 0, arrived = 0;
   uint64_t passed = 0;
+  char ordered[2];
 };
 
 struct Fibre {
@@ -88,14 +90,17 @@ class Device {
     threads_ = threads;
     kernel_ = &kernel;
     error_.clear();
-    open_launch(blocks);
-    for (int64_t b = 0; b < blocks && error_.empty(); ++b) run_block(b, blocks);
+    open_launch(blocks - skipped_);
+    for (int64_t b = skipped_; b < blocks && error_.empty(); ++b) run_block(b, blocks);
+    skipped_ = 0;
     close_launch(blocks);
     if (!error_.empty()) {
       fibres_.clear();  // those that still wait are given up
       throw std::runtime_error("emulation: " + error_);
     }
   }
+
+  void skip_blocks(int64_t before) { skipped_ = before; }
 
   const Thread& current() const { return fibres_[static_cast<size_t>(current_)].thread; }
   int lane() const { return current_ % kWarp; }
@@ -113,18 +118,8 @@ class Device {
     return slice_ + offset;
   }
 
-  void block_barrier() {
-    release(&block_);
-    meet(block_);
-    acquire(&block_);
-  }
-
-  void warp_barrier() {
-    Meeting& meeting = warps_[static_cast<size_t>(current_ / kWarp)].meeting;
-    release(&meeting);
-    meet(meeting);
-    acquire(&meeting);
-  }
+  void block_barrier() { barrier(block_); }
+  void warp_barrier() { barrier(warps_[static_cast<size_t>(current_ / kWarp)].meeting); }
 
   const uint64_t* exchange(uint64_t value) {
     Warp& warp = warps_[static_cast<size_t>(current_ / kWarp)];
@@ -183,7 +178,7 @@ class Device {
   }
 
   void run_block(int64_t block, int64_t blocks) {
-    slice_ = arena_ + static_cast<size_t>(slices_ > 1 ? block : 0) * kSharedSlice;
+    slice_ = arena_ + static_cast<size_t>(slices_ > 1 ? block - skipped_ : 0) * kSharedSlice;
     declared_.clear();
     block_ = Meeting();
     block_.expected = threads_;
@@ -218,6 +213,13 @@ class Device {
     if (is_any_left && error_.empty() && progress_ == before)
       error_ = "threads wait at a barrier or a warp operation that others never come to";
     return is_any_left;
+  }
+
+  void barrier(Meeting& meeting) {
+    char* const ordered = &meeting.ordered[meeting.passed % 2];
+    release(ordered);
+    meet(meeting);
+    acquire(ordered);
   }
 
   void meet(Meeting& meeting) {
@@ -302,7 +304,7 @@ class Device {
   const std::function<void()>* kernel_ = nullptr;
   std::string error_;
   int threads_ = 0, current_ = 0;
-  int64_t slices_ = 0;
+  int64_t slices_ = 0, skipped_ = 0;
   bool is_running_ = false;
   uint64_t progress_ = 0;
   char launch_ = 0, launch_end_ = 0;  // addresses that order the host and the threads
@@ -320,6 +322,7 @@ Device& Device::device() { return the_device(); }
 }  // namespace
 
 void run(int64_t blocks, int threads, const std::function<void()>& kernel) { the_device().run(blocks, threads, kernel); }
+void skip_blocks(int64_t before) { the_device().skip_blocks(before); }
 const Thread& current() { return the_device().current(); }
 void* shared_memory(size_t bytes) { return the_device().shared_memory(bytes); }
 void block_barrier() { the_device().block_barrier(); }
