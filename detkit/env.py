@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from detkit.files import cache_folder
-from detkit.ops import _build, _library
+from detkit.ops import _build, _library, _nvcc
 
 _PACKAGES = ("detkit", "torch", "numpy", "pillow", "pycocotools")
 
@@ -27,35 +27,25 @@ def describe_environment() -> dict[str, str]:
     found["GPU"] = ", ".join(_gpus()) or "none"
     found["CPU capability"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     found["C++ compiler"] = _compiler()
-    found["nvcc"] = next(reversed(_version_text(["nvcc"])), "none")
+    found["nvcc"] = _cuda_compiler()
     found["ninja"] = _ninja()
     found["cache folder"] = _cache()
     found["DETKIT_OPS"] = os.environ.get("DETKIT_OPS") or "not set"
     return found
 
 
-def describe_library() -> dict[str, str]:
-    """Return the compiled library in use, its size and the vectors that its CPU kernels use; loads, and may build, it.
+def describe_libraries() -> dict[str, str]:
+    """Return the compiled libraries with their sizes, and what their kernels are for; loads, and may build, them.
 
-    The library is "none" where there is none; describe_operations says why.
+    A library that is installed, but not in use, is shown with the reason; one that is not there is "none".
     """
-    try:
-        path = _library.load().path
-    except (RuntimeError, ValueError):
-        path = None
-    if path is None:
-        return {"library": "none"}
-    return {
-        "library": str(path),
-        "library size": f"{path.stat().st_size / 1024:.0f} KiB",
-        "library vectors": _library.vectors(),
-    }
+    return _describe_library("cpu", "library") | _describe_library("cuda", "CUDA library")
 
 
 def describe_operations() -> list[tuple[str, str, str, str]]:
     """Return (operation, device, backend, why) for every operation and device here; loads, and may build, the library.
 
-    The backend is "cpp" or "reference", or "none" where DETKIT_OPS forces one that is not to be had.
+    The backend is "cpp", "cuda" or "reference", or "none" where DETKIT_OPS forces one that is not to be had.
     """
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return [(name, device, *_backend(name, device)) for name in _library.operations() for device in devices]
@@ -69,14 +59,33 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    """Print the environment, the library, the table of operations, and the reason of each backend in it."""
+    """Print the environment, the libraries, the table of operations, and the reason of each backend in it."""
     operations = describe_operations()
-    print(format_table([*describe_environment().items(), *describe_library().items()]))
+    print(format_table([*describe_environment().items(), *describe_libraries().items()]))
     print()
     print(format_table([("operation", "device", "backend"), *(row[:3] for row in operations)]))
     print()
     for device, backend, why in dict.fromkeys(row[1:] for row in operations):
         print(f"{device} {backend}: {why}")
+
+
+def _describe_library(device: str, row: str) -> dict[str, str]:
+    """Return the rows of the library of a device: the one in use, or else installed."""
+    try:
+        loaded = _library.load(device)
+    except (RuntimeError, ValueError) as error:
+        loaded = _library.Loaded(None, str(error))
+    reason = loaded.reason.splitlines()[0]  # a compiler's message has many
+    path = loaded.path or next(iter(_library.prebuilt(device)), None)
+    if path is None:
+        return {row: f"none: {reason}"}
+    rows = {row: str(path) if loaded.path else f"{path}, not in use: {reason}"}
+    rows[f"{row} size"] = f"{path.stat().st_size / 1024:.0f} KiB"
+    if device == "cuda":
+        rows["CUDA architectures"] = _library.architectures(path)
+    elif loaded.path:
+        rows["library vectors"] = _library.vectors()
+    return rows
 
 
 def _backend(name: str, device: str) -> tuple[str, str]:
@@ -106,6 +115,14 @@ def _compiler() -> str:
     except _build.BuildError as error:
         return f"none: {error}"
     return f"{command}: {next(iter(_version_text(shlex.split(command))), 'says no version')}"
+
+
+def _cuda_compiler() -> str:
+    try:
+        nvcc = _nvcc.find(torch.version.cuda)
+    except _nvcc.NvccError as error:
+        return f"none: {error}"
+    return f"{nvcc.path}: CUDA {nvcc.version}"
 
 
 def _ninja() -> str:

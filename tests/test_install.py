@@ -20,13 +20,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from detkit.ops import _build, _sources
+from detkit.ops import _build, _nvcc, _sources
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_COMPILER = {"CXX": "no-such-compiler"}
 PATIENCE = 600  # seconds: what takes longer hangs
 
-# Runs operations twice, and says how they ran. BEFORE comes before detkit is imported.
+# Runs operations twice, and says how they ran. BEFORE comes before detkit is imported, ON_GPU says how they would run.
 USE = """
 import json, pathlib, warnings
 import torch
@@ -45,15 +45,18 @@ with warnings.catch_warnings(record=True) as caught:
 backend, reason = _library.backend_of("nms", "cpu")
 print(json.dumps({
     "package": str(pathlib.Path(detkit.__file__).parents[1]), "kept": kept, "loss": loss.item(),
-    "gradient": logits.grad.flatten().tolist(), "backend": backend, "reason": reason,
+    "gradient": logits.grad.flatten().tolist(), "backend": backend, "reason": reason, "on_gpu": ON_GPU,
     "warnings": [str(w.message) for w in caught if "detkit" in str(w.message)],
 }))
 """
 
 
+SETTINGS = {"CXX", "CUDA_HOME", "CUDA_PATH", "DETKIT_BUILD_CUDA", "DETKIT_OPS", "PYTHONPATH", "TORCH_CUDA_ARCH_LIST"}
+
+
 def environment(package: Path | None, cache: Path, **variables: str) -> dict[str, str]:
     """The environment of a user who has `package` on the path, and not what this session is set to."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("CXX", "PYTHONPATH", "DETKIT_OPS")}
+    kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     path = {"PYTHONPATH": str(package)} if package else {}
     return {**kept, **path, "DETKIT_CACHE": str(cache), "OMP_NUM_THREADS": "1", **variables}
 
@@ -66,10 +69,15 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
 
 
 def use(
-    package: Path, cache: Path, before: str = "", prefix: tuple[str, ...] = (), **variables: str
+    package: Path,
+    cache: Path,
+    before: str = "",
+    prefix: tuple[str, ...] = (),
+    on_gpu: str = "None",
+    **variables: str,
 ) -> SimpleNamespace:
     """Run operations from `package`; they must be right, whatever runs them."""
-    command = [*prefix, sys.executable, "-c", USE.replace("BEFORE", before)]
+    command = [*prefix, sys.executable, "-c", USE.replace("BEFORE", before).replace("ON_GPU", on_gpu)]
     printed = run(*command, cwd=package, **environment(package, cache, **variables))
     found = SimpleNamespace(**json.loads(printed.splitlines()[-1]))
     assert found.package == str(package)
@@ -144,10 +152,10 @@ def source_archive(place, checkout):
 
 
 def pip(*arguments: str, cwd: Path, **variables: str) -> None:
-    """Run pip without its caches and without a network."""
+    """Run pip without its caches, without a network, and without CUDA, which takes minutes."""
     switches = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--no-cache-dir"]
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments[:1], *switches, *arguments[1:]]
-    run(*command, cwd=cwd, **{**environment(None, cwd), **variables})
+    run(*command, cwd=cwd, **{**environment(None, cwd, DETKIT_BUILD_CUDA="0"), **variables})
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +207,7 @@ def first_uses(place, compiler, pure):
 
     def start(calls: Path, hangs: str) -> subprocess.Popen[str]:
         settings = environment(pure, cache, CXX=str(compiler), CALLS=str(calls), HANGS=hangs)
-        command = [sys.executable, "-c", USE.replace("BEFORE", "")]
+        command = [sys.executable, "-c", USE.replace("BEFORE", "").replace("ON_GPU", "None")]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=pure, env=settings, text=True, **pipes)
 
@@ -245,10 +253,11 @@ def names_in(wheel: Path) -> list[str]:
 
 
 def cpp_files(names: list[str]) -> set[str]:
-    return {name.partition("csrc/")[2] for name in names if "csrc/" in name and name.endswith((".cpp", ".h"))}
+    endings = (".cpp", ".cu", ".cuh", ".h")
+    return {name.partition("csrc/")[2] for name in names if "csrc/" in name and name.endswith(endings)}
 
 
-SOURCES = {str(path.relative_to(ROOT / "csrc")) for path in _sources.source_files("math", "common", "cpu")}
+SOURCES = {str(path.relative_to(ROOT / "csrc")) for path in _sources.source_files("math", "common", "cpu", "cuda")}
 
 
 def test_the_source_archive_holds_what_builds_and_tests(source_archive):
@@ -293,6 +302,107 @@ def test_an_editable_install_whose_compiler_fails_still_installs(place, checkout
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Building with CUDA: of each library a part, which compiles fast
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def part(checkout, tmp_path):
+    """A checkout with little to compile."""
+    copy = Path(shutil.copytree(checkout, tmp_path / "a pårt", ignore=shutil.ignore_patterns("build", "tests")))
+    for path in [*(copy / "csrc" / "cpu").iterdir(), *(copy / "csrc" / "cuda").iterdir()]:
+        if path.name not in ("vectors.cpp", "vectorize.h", "architectures.cpp"):
+            path.unlink()
+    kernel = (
+        "#include <cuda_runtime.h>\n__global__ void one(int* x) { *x = 1; }\nvoid run(int* x) { one<<<1, 1>>>(x); }"
+    )
+    (copy / "csrc" / "cuda" / "one.cu").write_text(kernel + "\n")
+    return copy
+
+
+@pytest.fixture(scope="session")
+def nvcc():
+    try:
+        return _nvcc.find(None)
+    except _nvcc.NvccError as error:
+        pytest.skip(str(error))
+
+
+def write_failing_nvcc(folder: Path, version: str) -> Path:
+    """Write a compiler that says its version, and compiles nothing; return its toolkit."""
+    path = folder / "bin" / "nvcc"
+    path.parent.mkdir(parents=True)
+    answers = f"--version) echo 'release {version}, V{version}.1';; --list-gpu-arch) echo compute_90;;"
+    path.write_text(f"#!/bin/sh\ncase $1 in {answers} --dryrun) echo '#$ TOP={folder}';; *) exit 1;; esac\n")
+    path.chmod(0o755)
+    return folder
+
+
+def build_libraries(part: Path, succeeds: bool = True, torch_cuda: str | None = None, **variables: str) -> str:
+    """Run setup.py as if torch had been built with some CUDA, and return what it printed."""
+    path = part / "as if"
+    path.mkdir()
+    (path / "sitecustomize.py").write_text(f"import torch\ntorch.version.cuda = {torch_cuda!r}\n")
+    settings = environment(path, part, **variables)
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    result = subprocess.run(command, cwd=part, env=settings, text=True, timeout=PATIENCE, **pipes)
+    assert (result.returncode == 0) == succeeds, result.stdout[-3000:]
+    return result.stdout
+
+
+def has_whole(part: Path, library: str) -> bool:
+    """Whether a library is there, of these sources."""
+    path = part / "detkit" / f"{library}.abi3.so"
+    return path.exists() and _sources.is_whole(path.read_bytes()) and b"detkit-sources:s" in path.read_bytes()
+
+
+def test_a_build_that_wants_cuda_has_it_even_where_torch_has_not(part, compiler, nvcc):
+    named = {"DETKIT_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0 9.0+PTX"}
+    printed = build_libraries(part, CXX=str(compiler), **named)
+    assert "detkit: " not in printed
+    assert has_whole(part, "_C")
+    assert has_whole(part, "_C_cuda")
+    content = (part / "detkit" / "_C_cuda.abi3.so").read_bytes()
+    assert _nvcc.architectures_in(content) == ["sm_80", "compute_90", "sm_90"]
+    assert _nvcc.runtime_in(content) == nvcc.version.partition(".")[0]
+
+
+def test_cuda_is_built_although_the_cpus_library_cannot_be(part, compiler, nvcc):
+    (part / "csrc" / "cpu" / "vectors.cpp").write_text("#error no\n")
+    named = {"DETKIT_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    assert "detkit: no compiled operations in this build: " in build_libraries(part, CXX=str(compiler), **named)
+    assert not has_whole(part, "_C")
+    assert has_whole(part, "_C_cuda")
+
+
+def test_cuda_that_was_wanted_and_fails_ends_the_build(part, compiler):
+    toolkit = write_failing_nvcc(part / "toolkit", "13.0")
+    variables = {"CXX": str(compiler), "CUDA_HOME": str(toolkit)}
+    printed = build_libraries(part, succeeds=False, DETKIT_BUILD_CUDA="1", **variables)
+    assert "detkit: no CUDA kernels in this build: " in printed
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "choice", "said"),
+    [
+        ("98.7", "", "detkit: no CUDA kernels in this build: Error compiling objects for extension. They are built at"),
+        ("99.0", "", "detkit: no CUDA kernels in this build: torch is built for CUDA 99.0, but "),
+        ("98.7", "0", ""),
+        (None, "", ""),
+    ],
+)
+def test_cuda_that_cannot_be_built_leaves_the_cpus_library(part, compiler, torch_cuda, choice, said):
+    toolkit = write_failing_nvcc(part / "toolkit", "98.6")
+    variables = {"CXX": str(compiler), "CUDA_HOME": str(toolkit), "DETKIT_BUILD_CUDA": choice}
+    printed = build_libraries(part, torch_cuda=torch_cuda, **variables)
+    assert said in printed
+    assert ("detkit: " in printed) == bool(said)
+    assert has_whole(part, "_C")
+    assert not (part / "detkit" / "_C_cuda.abi3.so").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Machines where the operations are compiled
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -318,7 +428,7 @@ def test_processes_that_start_at_once_build_once_and_a_killed_build_hinders_none
         assert (result["backend"], result["warnings"]) == ("cpp", [])
         assert result["reason"].startswith("built at first use: ")
     compiled = [call.split(" -c ")[1].split(".cpp")[0] for call in first_uses.calls if " -c " in call]
-    assert len(compiled) == len(set(compiled)) == len(_sources.library_sources())
+    assert len(compiled) == len(set(compiled)) == len(_sources.library_sources("cpu"))
     (folder,) = (first_uses.cache / "ops").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["library.so", "lock"]
     assert "".join(first_uses.errors).count(f"detkit: compiling its C++ code, once, into {folder}") == 1
@@ -364,6 +474,37 @@ def test_an_installed_library_that_cannot_serve_is_passed_over_and_named(install
     assert "installing detkit again (pip install --force-reinstall --no-cache-dir --no-deps)" in found.reason
 
 
+MARKS = b"detkit-sources:DIGEST\0detkit-architectures:sm_90\0libcudart.so.13\0"
+FAULTS = {
+    "garbage": (b"garbage", "is damaged"),
+    "truncated": (_sources.sealed(MARKS)[:-1], "is damaged"),
+    "other sources": (_sources.sealed(MARKS), "is of other sources"),
+    "no library": (MARKS, "cannot be opened ("),
+}
+# A machine with a GPU, as far as torch says.
+WITH_A_GPU = """
+torch.version.cuda, torch.version.hip = "13.0", None
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+torch.cuda.get_device_capability, torch.cuda.get_arch_list = lambda index: (9, 0), lambda: ["sm_90"]
+"""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_cuda_library_that_cannot_serve_changes_nothing_on_the_cpu(installed, tmp_path, fault):
+    content, said = FAULTS[fault]
+    package = Path(shutil.copytree(installed, tmp_path / "site"))
+    if fault == "no library":
+        content = _sources.sealed(content.replace(b"DIGEST", _sources.digest("common", "cuda").encode()))
+    (package / "detkit" / "_C_cuda.abi3.so").write_bytes(content)
+    on_gpu = "_library.backend_of('nms', 'cuda')"
+    found = use(package, tmp_path / "cache", WITH_A_GPU, on_gpu=on_gpu, **NO_COMPILER)
+    assert (found.backend, found.warnings) == ("cpp", [])
+    assert found.reason == f"prebuilt: {package / 'detkit' / '_C.abi3.so'}"
+    backend, reason = found.on_gpu
+    assert backend == "reference"
+    assert f"the installed {package / 'detkit' / '_C_cuda.abi3.so'} was passed over: it {said}" in reason
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Machines where they cannot be
 # ---------------------------------------------------------------------------------------------------------------------
@@ -374,7 +515,7 @@ def test_without_a_compiler(pure, tmp_path):
     the_reference_runs(found, "no C++ compiler was found (CXX=no-such-compiler)", "install one, such as g++")
     shown = show(pure, tmp_path, DETKIT_OPS="cpp", **NO_COMPILER)
     assert "cpu none: DETKIT_OPS=cpp, but there is no compiled library: no C++ compiler was found" in shown
-    assert "library         none" in shown
+    assert "none: DETKIT_OPS=cpp, but there is no compiled library: no C++ compiler" in shown
 
 
 def test_with_a_compiler_that_fails(pure, compiler, tmp_path):

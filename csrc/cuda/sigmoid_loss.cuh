@@ -1,8 +1,10 @@
-// The kernels of the losses on sigmoids, without torch: each logit is read once, in vectors of 16 bytes, and is one call
-// of a shape of math/. No one-hot tensor exists: a thread compares the class of a logit with the label of its row.
+// The kernels of the losses on sigmoids, without torch: each logit is read in vectors of 16 bytes, and is one call of a
+// shape of math/. No one-hot tensor exists.
 //
-// A block takes a tile of consecutive logits, whatever the rows; each thread has several vectors of it in flight. Sums go
-// over tiles of fixed size in fixed order, in double above a thread: they depend on nothing but the input.
+// A block takes a tile of consecutive logits, whatever the rows; each thread has several vectors of it in flight. Nearly
+// all vectors are plain: background only, so that nothing in them depends on labels. The arithmetic is as dear as the memory
+// (csrc/README.md), and this saves a third of it; the other vectors are taken afterwards, logit by logit. Sums go over tiles
+// of fixed size in fixed order, in double above a thread: they depend on nothing but the input.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +15,7 @@
 namespace detkit {
 
 constexpr int kLossThreads = 256;
+constexpr int kLossBlocks = 4;  // of them, at least, have registers on a multiprocessor: 64 each
 
 // Logits [rows, classes] and their labels, contiguous.
 template <class Scalar>
@@ -64,45 +67,63 @@ struct Term {
   int64_t row, index;
 };
 
-// The logits of a tile: a thread has vectors at `first(i)`, i in 0..kVectors - 1.
+// The logits of a tile. A thread has vectors at `first(i)`, i in 0..kVectors - 1.
 template <class T, class Scalar>
 class Tile {
  public:
   static constexpr int kCount = Vector<Scalar>::kCount, kVectors = kLossVectors<Scalar>;
 
+  // Vectors are plain only where all memory is aligned.
   __device__ Tile(const LossRows<Scalar>& rows, const Divider& by_classes, bool is_aligned)
-      : rows_(rows), total_(rows.count()), is_aligned_(is_aligned) {
+      : rows_(rows), total_(rows.count()), by_classes_(by_classes) {
+    int64_t k[kVectors], label[kVectors], next_label[kVectors];
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {  // all loads before the first use
+      const int64_t at = first(i);
+      k[i] = -1;
+      if (at < total_) others_ |= 1u << i;
+      if (!is_aligned || at + kCount > total_) continue;
+      loaded_[i] = *reinterpret_cast<const Vector<Scalar>*>(rows_.logits + at);
+      const int64_t row = by_classes(at);
+      k[i] = at - row * rows_.classes;
+      label[i] = rows_.labels[row];
+      next_label[i] = k[i] + kCount > rows_.classes ? rows_.labels[row + 1] : rows_.classes;
+    }
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      const int64_t at = first(i);
-      if (at >= total_) continue;
-      load(at, loaded_[i]);
-      row_[i] = by_classes(at);
-      label_[i] = rows_.labels[row_[i]];
+      if (k[i] < 0 || rows_.classes < kCount) continue;  // a vector has parts of two rows at most
+      const int64_t end = rows_.classes - k[i];
+      const bool is_plain = label[i] != kIgnored && !is_in_vector(label[i] - k[i]) && next_label[i] != kIgnored &&
+                            !is_in_vector(next_label[i] + end);
+      if (is_plain) others_ &= ~(1u << i), plain_ |= 1u << i;
     }
   }
 
-  // Calls use(first logit, how many, values) with the value of each logit of a vector, for the vectors of the thread.
+  // Calls use(index of the first logit, value of each) for the plain vectors, given value(background logit).
   template <class Value, class Use>
-  __device__ void each(const Value& value, const Use& use) const {
-    if (rows_.classes % kCount == 0) {
-      each_vector<true>(value, use);
-    } else {
-      each_vector<false>(value, use);
+  __device__ void each_plain(const Value& value, const Use& use) const {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (!(plain_ >> i & 1)) continue;
+      T values[kCount];
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) values[j] = value(static_cast<T>(loaded_[i].at[j]));
+      use(first(i), values);
     }
   }
 
-  // Writes the values of a vector to where its logits lie.
-  __device__ void write(int64_t at, int count, const T* values, Scalar* out) const {
-    if (is_aligned_ && count == kCount) {
-      Vector<Scalar> vector;
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) vector.at[j] = static_cast<Scalar>(values[j]);
-      *reinterpret_cast<Vector<Scalar>*>(out + at) = vector;
-    } else {
-#pragma unroll
-      for (int j = 0; j < kCount; ++j)
-        if (j < count) out[at + j] = static_cast<Scalar>(values[j]);
+  // Calls use(term) for the logits of the other vectors. They are loaded again: whoever knows them by now is the cache.
+  template <class Use>
+  __device__ void each_other(const Use& use) const {
+    for (unsigned others = others_; others; others &= others - 1) {
+      const int64_t begin = first(__ffs(static_cast<int>(others)) - 1);
+      const int64_t end = begin + kCount < total_ ? begin + kCount : total_;
+      int64_t row = by_classes_(begin), k = begin - row * rows_.classes, label = rows_.labels[row];
+      for (int64_t at = begin; at < end; ++at, ++k) {
+        if (k == rows_.classes) k = 0, label = rows_.labels[++row];
+        const T logit = static_cast<T>(rows_.logits[at]);
+        use(Term<T>{k == label ? logit : -logit, k == label, label == kIgnored, row, at});
+      }
     }
   }
 
@@ -112,50 +133,23 @@ class Tile {
     return int64_t{blockIdx.x} * kLossTile<Scalar> + local;
   }
 
-  __device__ void load(int64_t at, Vector<Scalar>& vector) const {
-    if (is_aligned_ && total_ - at >= kCount) {
-      vector = *reinterpret_cast<const Vector<Scalar>*>(rows_.logits + at);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) vector.at[j] = at + j < total_ ? rows_.logits[at + j] : Scalar(0.0f);
-    }
-  }
-
-  // kIsWhole: no vector lies in two rows.
-  template <bool kIsWhole, class Value, class Use>
-  __device__ void each_vector(const Value& value, const Use& use) const {
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const int64_t at = first(i);
-      if (at >= total_) continue;
-      const int count = total_ - at < kCount ? static_cast<int>(total_ - at) : kCount;
-      T values[kCount];
-      int64_t row = row_[i], label = label_[i], k = at - row * rows_.classes;
-      int labelled = place(label - k), end = place(rows_.classes - k);  // where in the vector they lie
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        if (!kIsWhole && j == end && j < count) {
-          label = rows_.labels[++row];
-          labelled = place(label + j), end = place(rows_.classes + j);
-        }
-        const T logit = static_cast<T>(loaded_[i].at[j]);
-        const bool is_labelled = j == labelled;
-        const Term<T> term{is_labelled ? logit : -logit, is_labelled, label == kIgnored, row, at + j};
-        values[j] = j < count ? value(term) : T(0);
-      }
-      use(at, count, values);
-    }
-  }
-
-  // A place in a vector as a small number; -1 for any other.
-  __device__ static int place(int64_t offset) { return offset >= 0 && offset < kCount ? static_cast<int>(offset) : -1; }
+  __device__ static bool is_in_vector(int64_t offset) { return static_cast<uint64_t>(offset) < kCount; }
 
   LossRows<Scalar> rows_;
   int64_t total_;
-  bool is_aligned_;
+  Divider by_classes_;
   Vector<Scalar> loaded_[kVectors];
-  int64_t row_[kVectors], label_[kVectors];
+  unsigned plain_ = 0, others_ = 0;  // a bit for each vector
 };
+
+// Writes the values of a vector to where its logits lie.
+template <class Scalar, class T>
+__device__ void write_vector(const T* values, Scalar* out) {
+  Vector<Scalar> vector;
+#pragma unroll
+  for (int j = 0; j < Vector<Scalar>::kCount; ++j) vector.at[j] = static_cast<Scalar>(values[j]);
+  *reinterpret_cast<Vector<Scalar>*>(out) = vector;
+}
 
 // Whatever an ignored logit holds, it counts for nothing.
 template <class T, class Shape>
@@ -190,10 +184,11 @@ struct GradientOf {
 
   __device__ T operator()(const Term<T>& term) const {
     if (term.is_ignored) return 0;
-    T slope = (term.is_labelled ? slopes.on : slopes.off) * shape.derivative(term.z);
-    if (grad.of_row) slope *= grad.of_row[term.row];
-    if (grad.of_each) slope *= static_cast<T>(grad.of_each[term.index]);
-    return slope;
+    return (term.is_labelled ? slopes.on : slopes.off) * shape.derivative(term.z) * of(term.index, term.row);
+  }
+
+  __device__ T of(int64_t index, int64_t row) const {
+    return grad.of_row ? grad.of_row[row] : grad.of_each ? static_cast<T>(grad.of_each[index]) : T(1);
   }
 };
 
@@ -213,23 +208,26 @@ __device__ inline double sum_of_block(double value, Array<double, kLossThreads /
 
 // The sum over a tile, to `partial` of the block.
 template <class T, class Shape, class Scalar>
-__global__ void __launch_bounds__(kLossThreads)
+__global__ void __launch_bounds__(kLossThreads, kLossBlocks)
     loss_tile_sums(Shape shape, LossRows<Scalar> rows, Divider by_classes, Weights<T> weights, bool is_aligned,
                    double* partial) {
   DETKIT_SHARED(parts, Array<double, kLossThreads / kWarp>);
-  T sum = 0;
   const Tile<T, Scalar> tile(rows, by_classes, is_aligned);
-  tile.each(ValueOf<T, Shape>{shape, weights}, [&](int64_t, int, const T* values) {
+  const ValueOf<T, Shape> value_of{shape, weights};
+  T plain = 0, others = 0;
+  tile.each_plain([&](T logit) { return shape.value(-logit); },
+                  [&](int64_t, const T* values) {
 #pragma unroll
-    for (int j = 0; j < Vector<Scalar>::kCount; ++j) sum += values[j];
-  });
-  const double total = sum_of_block(sum, parts);
+                    for (int j = 0; j < Vector<Scalar>::kCount; ++j) plain += values[j];
+                  });
+  tile.each_other([&](const Term<T>& term) { others += value_of(term); });
+  const double total = sum_of_block(plain * weights.off + others, parts);
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
 // The sum of the tiles' sums.
 template <class T>
-__global__ void __launch_bounds__(kLossThreads) loss_total(const double* partial, int64_t count, T* out) {
+__global__ void __launch_bounds__(kLossThreads, kLossBlocks) loss_total(const double* partial, int64_t count, T* out) {
   DETKIT_SHARED(parts, Array<double, kLossThreads / kWarp>);
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += kLossThreads) sum += partial[i];
@@ -239,7 +237,7 @@ __global__ void __launch_bounds__(kLossThreads) loss_total(const double* partial
 
 // The sum over each row, by a group of lanes to a row.
 template <class T, class Shape, class Scalar>
-__global__ void __launch_bounds__(kLossThreads)
+__global__ void __launch_bounds__(kLossThreads, kLossBlocks)
     loss_row_sums(Shape shape, LossRows<Scalar> rows, Weights<T> weights, bool in_vectors, int group, T* out) {
   constexpr int kCount = Vector<Scalar>::kCount;
   const int64_t row = (int64_t{blockIdx.x} * kLossThreads + threadIdx.x) / group;
@@ -269,21 +267,25 @@ __global__ void __launch_bounds__(kLossThreads)
 
 // Each logit's loss.
 template <class T, class Shape, class Scalar>
-__global__ void __launch_bounds__(kLossThreads)
+__global__ void __launch_bounds__(kLossThreads, kLossBlocks)
     loss_each(Shape shape, LossRows<Scalar> rows, Divider by_classes, Weights<T> weights, bool is_aligned, Scalar* out) {
   const Tile<T, Scalar> tile(rows, by_classes, is_aligned);
-  tile.each(ValueOf<T, Shape>{shape, weights},
-            [&](int64_t at, int count, const T* values) { tile.write(at, count, values, out); });
+  const ValueOf<T, Shape> value_of{shape, weights};
+  tile.each_plain([&](T logit) { return weights.off * shape.value(-logit); },
+                  [&](int64_t at, const T* values) { write_vector(values, out + at); });
+  tile.each_other([&](const Term<T>& term) { out[term.index] = static_cast<Scalar>(value_of(term)); });
 }
 
-// The gradient to the logits.
+// The gradient to the logits. Where that which comes in differs by row or logit, no vector is plain.
 template <class T, class Shape, class Scalar>
-__global__ void __launch_bounds__(kLossThreads)
+__global__ void __launch_bounds__(kLossThreads, kLossBlocks)
     loss_gradient(Shape shape, LossRows<Scalar> rows, Divider by_classes, Weights<T> weights, bool is_aligned,
                   Incoming<T, Scalar> grad, Scalar* out) {
-  const Tile<T, Scalar> tile(rows, by_classes, is_aligned);
-  tile.each(GradientOf<T, Shape, Scalar>(shape, weights, grad),
-            [&](int64_t at, int count, const T* values) { tile.write(at, count, values, out); });
+  const Tile<T, Scalar> tile(rows, by_classes, is_aligned && !grad.of_row && !grad.of_each);
+  const GradientOf<T, Shape, Scalar> gradient_of(shape, weights, grad);
+  tile.each_plain([&](T logit) { return gradient_of.slopes.off * shape.derivative(-logit); },
+                  [&](int64_t at, const T* values) { write_vector(values, out + at); });
+  tile.each_other([&](const Term<T>& term) { out[term.index] = static_cast<Scalar>(gradient_of(term)); });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -65,13 +65,15 @@ def opened_library(
     flags: Sequence[str],
     link_flags: Sequence[str],
     open_library: Callable[[Path], _Opened],
+    find_compiler: Callable[[], str] | None = None,
 ) -> _Opened:
     """Open the shared library in `folder`, built from `sources` unless it is there, whole, and can be opened.
 
     The file ends with its digest, so a damaged one is built anew. A process that finds another one building waits for
     it. The lock is the kernel's (flock), so a killed build leaves none; and each build has a folder of its own, so
     compilers that outlive theirs write into no other. Flags are words of the shell. `open_library` gets the path, and
-    raises ImportError, OSError or RuntimeError where it cannot open it.
+    raises ImportError, OSError or RuntimeError where it cannot open it. `find_compiler` returns the words that call
+    what compiles and links, and is asked where there is something to build; without it, that is the C++ compiler.
 
     Raises:
         BuildError: no sources, compiler or ninja, a folder that cannot be written or that others can write to, the
@@ -82,11 +84,12 @@ def opened_library(
         with contextlib.suppress(_UnusableError):
             return _opened(library, open_library)
         if not sources:
-            raise BuildError("the C++ sources are missing; install detkit again")
-        compiler, ninja = _find_compiler(), _find_ninja()
+            raise BuildError("the C++ or CUDA sources are missing; install detkit again")
+        compiler, ninja = (find_compiler or _find_compiler)(), _find_ninja()
         with _locked(folder):
             with contextlib.suppress(_UnusableError):  # another process may have built it
                 return _opened(library, open_library)
+            _announce(folder, sources)
             _build(library, ninja, _rules(compiler, sources, flags, link_flags))
             return _opened(library, open_library)
     except OSError as error:
@@ -137,6 +140,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _announce(folder: Path, sources: Sequence[Path]) -> None:
+    has_cuda = any(path.suffix == ".cu" for path in sources)
+    what, time_it_takes = ("CUDA", "half a minute or more") if has_cuda else ("C++", "seconds to a minute")
+    _say(f"detkit: compiling its {what} code, once, into {folder} ({time_it_takes})")
+
+
 def _say(text: str) -> None:
     """Log a line that a script without logging shows too, on stderr: a minute of silence looks like a hang."""
     shows_info = _logger.isEnabledFor(logging.INFO) and _logger.hasHandlers()
@@ -153,7 +162,6 @@ def _remove_unused(room: Path) -> None:
 
 
 def _build(library: Path, ninja: Sequence[str], rules: str) -> None:
-    _say(f"detkit: compiling its C++ code, once, into {library.parent} (seconds to a minute)")
     for left in library.parent.glob("build.*"):  # by builds that were killed
         shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix="build.", dir=library.parent))
@@ -194,7 +202,7 @@ def _rules(compiler: str, sources: Sequence[Path], flags: Sequence[str], link_fl
     compiles = "\n".join(f"build {o}: compile {_escaped(s)}" for o, s in zip(objects, sources, strict=True))
     return _NINJA.format(
         compiler=compiler.replace("$", "$$"),
-        flags=" ".join(["-fPIC", *flags]).replace("$", "$$"),
+        flags=" ".join(flags).replace("$", "$$"),
         link_flags=" ".join(link_flags).replace("$", "$$"),
         compiles=compiles,
         objects=" ".join(objects),

@@ -1,8 +1,9 @@
-"""Which kernels run: the compiled library where it loads, the PyTorch reference elsewhere.
+"""Which kernels run: those of a compiled library where it loads, the PyTorch reference elsewhere.
 
-Nothing happens at import. The first call of an operation lands in its kernel of last resort, which looks for the
-library (prebuilt beside the package, else built into the cache folder), loads it, and calls again; from then on the
-dispatcher goes straight to the compiled kernel. `DETKIT_OPS=cpp|reference|cuda` forces a choice.
+There is a library of CPU kernels and one of CUDA kernels, and neither knows of the other. Nothing happens at import.
+The first call of an operation on a device lands in its kernel of last resort, which looks for the library of the device
+(prebuilt beside the package, else built into the cache folder), loads it, and calls again; from then on the dispatcher
+goes straight to the compiled kernel. `DETKIT_OPS=cpp|cuda|reference` forces a choice.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from typing import Any
 
 import torch
 
-from detkit.ops import _build, _sources
+from detkit.ops import _build, _nvcc, _sources
 
 _REFERENCES: dict[str, Callable[..., Any]] = {}
 _WARNED: set[str] = set()
 _LOCK = threading.RLock()
-_CHOICES = ("", "cpp", "reference", "cuda")
+_BACKENDS = {"cpu": "cpp", "cuda": "cuda"}  # of the compiled kernels, by device
 _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _ASKED_FOR = "DETKIT_OPS=reference"
 _TO_MAKE_A_NEW_ONE = "installing detkit again (pip install --force-reinstall --no-cache-dir --no-deps) makes a new one"
@@ -36,7 +37,7 @@ _TO_MAKE_A_NEW_ONE = "installing detkit again (pip install --force-reinstall --n
 
 @dataclass(frozen=True)
 class Loaded:
-    """The library in use: its file, or None for the reference, and the reason."""
+    """The library in use on a device: its file, or None for the reference, and the reason."""
 
     path: Path | None
     reason: str
@@ -64,24 +65,29 @@ def operations() -> list[str]:
 
 
 def backend_of(name: str, device: str) -> tuple[str, str]:
-    """Return which backend runs an operation on a device type ("cpp" or "reference"), and why; loads what there is."""
-    loaded = load()
-    key = _KEYS.get(device)
-    if loaded.path and key and torch._C._dispatch_has_kernel_for_dispatch_key(f"detkit::{name}", key):
-        return "cpp", loaded.reason
-    if device == "cpu" or loaded.reason == _ASKED_FOR:
+    """Return which backend runs an operation on a device type, and why; loads, and may build, the library.
+
+    Returns:
+        "cpp" for CPU kernels, "cuda" for CUDA kernels, "reference" else.
+    """
+    loaded = load(device)
+    if loaded.path is None:
         return "reference", loaded.reason
-    return "reference", f"this version has no kernels for {device}"
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"detkit::{name}", _KEYS[device]):
+        return _BACKENDS[device], loaded.reason
+    reason = f"{loaded.path} has no kernel of {name}"
+    _refuse_if_forced(device, reason)
+    return "reference", reason
 
 
-def load() -> Loaded:
-    """Load the library, once per process, and return what is in use.
+def load(device: str = "cpu") -> Loaded:
+    """Load the library of a device type, once per process, and return what is in use.
 
     Raises:
         RuntimeError: DETKIT_OPS forces a backend that is not to be had. ValueError: it names none.
     """
     with _LOCK:
-        return _load()
+        return _load(device)
 
 
 def _renew_lock() -> None:
@@ -104,58 +110,112 @@ def vectors() -> str:
     return ask().decode()
 
 
+def architectures(library: Path) -> str:
+    """Return the GPUs that a library of CUDA kernels was compiled for, such as "sm_90 compute_120 sm_120"."""
+    return " ".join(_nvcc.architectures_in(library.read_bytes())) or "none"
+
+
+def prebuilt(device: str) -> list[Path]:
+    """Return the libraries that were built with the package, whether or not they can serve."""
+    return sorted(_sources.PACKAGE.glob({"cpu": "_C.*so", "cuda": "_C_cuda.*so"}[device]))
+
+
 @functools.cache
-def _load() -> Loaded:
-    choice = os.environ.get("DETKIT_OPS", "").lower()
-    if choice not in _CHOICES:
+def _load(device: str) -> Loaded:
+    choice = _choice()
+    if choice not in ("", "reference", *_BACKENDS.values()):
         raise ValueError(f"DETKIT_OPS={choice!r} is none of cpp, reference, cuda; unset it to choose by itself")
-    if choice == "cuda":
-        raise RuntimeError("DETKIT_OPS=cuda: this version has no CUDA kernels; use cpp or reference, or unset it")
     if choice == "reference":
         return Loaded(None, _ASKED_FOR)
-    found = _found()
-    if choice == "cpp" and found.path is None:
-        raise RuntimeError(f"DETKIT_OPS=cpp, but there is no compiled library: {found.reason}")
+    found = _found(device)
+    if found.path is None:
+        _refuse_if_forced(device, f"there is no compiled library: {found.reason}")
     return found
 
 
+def _choice() -> str:
+    return os.environ.get("DETKIT_OPS", "").lower()
+
+
+def _refuse_if_forced(device: str, reason: str) -> None:
+    if _choice() == _BACKENDS.get(device):
+        raise RuntimeError(f"DETKIT_OPS={_choice()}, but {reason}")
+
+
 @functools.cache
-def _found() -> Loaded:
+def _found(device: str) -> Loaded:
     """Load what there is; a failure too is found once, not at each call."""
-    oldest = ".".join(map(str, _sources.OLDEST_TORCH))
-    if torch.torch_version.TorchVersion(torch.__version__) < oldest:
-        return Loaded(None, f"torch {torch.__version__} is older than {oldest}; install torch {oldest} or later")
-    path, passed_over = _prebuilt()
+    obstacle = _obstacle(device)
+    if obstacle:
+        return Loaded(None, obstacle)
+    path, passed_over = _prebuilt(device)
     if path:
         return Loaded(path, f"prebuilt: {path}")
     note = f" ({passed_over})" if passed_over else ""
     try:
-        path = _first_use_build()
+        path = _first_use_build_for_gpus() if device == "cuda" else _first_use_build()
         return Loaded(path, f"built at first use: {path}{note}")
-    except (_build.BuildError, OSError) as error:
+    except (_build.BuildError, _nvcc.NvccError, OSError) as error:
         return Loaded(None, f"{error}{note}")
 
 
-def _prebuilt() -> tuple[Path | None, str]:
+def _obstacle(device: str) -> str | None:
+    """Return why no library can serve, whatever is installed here."""
+    if device not in _BACKENDS:
+        return f"this version has no kernels for {device}"
+    oldest = ".".join(map(str, _sources.OLDEST_TORCH))
+    if torch.torch_version.TorchVersion(torch.__version__) < oldest:
+        return f"torch {torch.__version__} is older than {oldest}; install torch {oldest} or later"
+    if device == "cuda" and torch.version.hip:
+        return f"torch {torch.__version__} is built for ROCm, and the kernels are for CUDA"
+    if device == "cuda" and not torch.version.cuda:
+        return f"torch {torch.__version__} is built without CUDA"
+    if device == "cuda" and not _gpus():
+        return "torch sees no GPU here that it can use"
+    return None
+
+
+def _gpus() -> list[_nvcc.Capability]:
+    """Return the compute capability of each visible GPU that torch has code for; an old one may drive a screen."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = [torch.cuda.get_device_capability(i) for i in range(count)]
+    return [gpu for gpu in found if not _nvcc.lacking(torch.cuda.get_arch_list(), [gpu])]
+
+
+def _prebuilt(device: str) -> tuple[Path | None, str]:
     """Load the library that was built with the package, if there is a usable one; else say why it was passed over."""
     passed_over = ""
-    for path in sorted(_sources.PACKAGE.glob("_C*.so")):
-        fault = _fault(path) or _fault_of_opening(path)
+    for path in prebuilt(device):
+        fault = _fault(path, device) or _fault_of_opening(path)
         if fault is None:
             return path, ""
         passed_over = f"the installed {path} was passed over: it {fault}; {_TO_MAKE_A_NEW_ONE}"
     return None, passed_over
 
 
-def _fault(path: Path) -> str | None:
+def _fault(path: Path, device: str) -> str | None:
     try:
         content = path.read_bytes()
     except OSError as error:
         return f"cannot be read ({error})"
     if not _sources.is_whole(content):
         return "is damaged, or was changed after it was built"
-    mark = f"detkit-sources:{_sources.digest('common', 'cpu')}\0".encode()
-    return None if mark in content else "is of other sources"  # of another version: calling it could crash
+    mark = f"detkit-sources:{_sources.digest('common', device)}\0".encode()
+    if mark not in content:
+        return "is of other sources"  # of another version: calling it could crash
+    return _fault_for_gpus(content) if device == "cuda" else None
+
+
+def _fault_for_gpus(library: bytes) -> str | None:
+    """Return what of a library of CUDA kernels does not fit torch, or the visible GPUs."""
+    cuda, architectures = _nvcc.runtime_in(library), _nvcc.architectures_in(library)
+    if not f"{torch.version.cuda}.".startswith(f"{cuda}."):  # a driver may be too old for the other one
+        return f"is built with CUDA {cuda}, but torch with CUDA {torch.version.cuda}"
+    lacking = _nvcc.lacking(architectures, _gpus())
+    if not lacking:
+        return None
+    built, here = " ".join(architectures), " ".join(lacking)
+    return f"is compiled for {built}, which does not run on the GPU here ({here}); with it in TORCH_CUDA_ARCH_LIST"
 
 
 def _fault_of_opening(path: Path) -> str | None:
@@ -172,12 +232,46 @@ def _open(path: Path) -> Path:
 
 
 def _first_use_build() -> Path:
-    root = Path(torch.__file__).parent
-    system = f"{sys.platform}-{''.join(platform.libc_ver())}"  # machines may share a home folder
-    name = f"{_sources.digest('common', 'cpu')}-torch{torch.__version__}-{system}"
-    flags = [*_sources.library_flags(), "-isystem", shlex.quote(str(root / "include"))]
-    link_flags = [shlex.quote(f"-L{root / 'lib'}"), "-ltorch", "-ltorch_cpu"]
-    return _build.opened_library(_build.cache_folder("ops", name), _sources.library_sources(), flags, link_flags, _open)
+    flags = [*_sources.COMPILE_FLAGS, *_sources.definitions("cpu"), *_include_flags()]
+    folder = _build.cache_folder("ops", f"{_sources.digest('common', 'cpu')}-{_platform()}")
+    return _build.opened_library(folder, _sources.library_sources("cpu"), flags, _link_flags(), _open)
+
+
+def _first_use_build_for_gpus() -> Path:
+    """Build, once, the CUDA kernels for the GPUs that are visible now."""
+    gpus = sorted(set(_gpus()))
+    made_for = "-".join([*(f"sm_{major}{minor}" for major, minor in gpus), f"cuda{torch.version.cuda}"])
+    folder = _build.cache_folder("ops", f"{_sources.digest('common', 'cuda')}-{made_for}-{_platform()}")
+    sources = _sources.library_sources("cuda")
+    flags = [*_sources.NVCC_FLAGS, *_sources.definitions("cuda"), *_include_flags()]
+    link_flags = ["-cudart=shared", "-Xlinker=--no-as-needed", *_link_flags("torch_cuda", "c10_cuda")]
+    return _build.opened_library(folder, sources, flags, link_flags, _open, lambda: _find_compiler_for(gpus))
+
+
+def _find_compiler_for(gpus: list[_nvcc.Capability]) -> str:
+    """Return the words of the shell that call nvcc for some GPUs, with the C++ compiler that the CPU's kernels have."""
+    nvcc = _nvcc.find(torch.version.cuda)
+    architectures = _nvcc.architectures_for(nvcc, gpus)
+    compiler = shlex.split(_build._find_compiler())
+    words = [f"-ccbin={compiler[0]}"] if len(compiler) == 1 else []  # nvcc takes no "ccache g++"
+    words.append(f"-Xlinker=-rpath,{nvcc.toolkit() / 'lib64'}")  # where torch has the runtime of CUDA inside itself
+    return shlex.join([nvcc.path, *words, *_nvcc.flags(architectures), _nvcc.definition(architectures)])
+
+
+def _platform() -> str:
+    """Return what a library of first use is for, beside the machine: several may share a home folder."""
+    return f"torch{torch.__version__}-{sys.platform}-{''.join(platform.libc_ver())}"
+
+
+def _include_flags() -> list[str]:
+    return ["-isystem", shlex.quote(str(Path(torch.__file__).parent / "include"))]
+
+
+def _link_flags(*libraries: str) -> list[str]:
+    """Return what links with torch, and with those of some further libraries of it that there are."""
+    folder = Path(torch.__file__).parent / "lib"
+    there = [f"-l{library}" for library in libraries if (folder / f"lib{library}.so").exists()]
+    return [shlex.quote(f"-L{folder}"), "-ltorch", "-ltorch_cpu", *there]
 
 
 def _warn_once(device: str, reason: str) -> None:
@@ -195,13 +289,13 @@ def _warn_once(device: str, reason: str) -> None:
 
 @contextlib.contextmanager
 def forced(backend: str) -> Iterator[None]:
-    """Run the operations on the CPU by "cpp" or "reference" within a block; for tests and benchmarks.
+    """Run the operations by "cpp" (on the CPU), "cuda" (on GPUs) or "reference" (on both) within a block; for tests.
 
     Raises:
-        RuntimeError: "cpp", where there is no compiled library.
+        RuntimeError: "cpp" or "cuda", where there is no such library.
     """
-    if backend == "cpp":
-        loaded = load()
+    if backend != "reference":
+        loaded = load(next(device for device, name in _BACKENDS.items() if name == backend))
         if loaded.path is None:
             raise RuntimeError(f"there is no compiled library: {loaded.reason}")
         yield
@@ -211,7 +305,8 @@ def forced(backend: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*only once for all operators.*")  # the override is the purpose
             for name, run in _REFERENCES.items():
-                override.impl(name, run, "CPU", allow_override=True)
+                for key in _KEYS.values():
+                    override.impl(name, run, key, allow_override=True)
         yield
     finally:
         override._destroy()

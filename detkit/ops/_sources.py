@@ -21,9 +21,12 @@ COMPILE_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fvisibility=hidden",
+    "-fPIC",
 ]
+# Of nvcc, which passes on what follows -Xcompiler. It may fuse products and sums: where that matters, code forbids it.
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
 
-_SOURCE_SUFFIXES = {".h", ".cpp"}  # no backups of an editor, no .DS_Store
+_SOURCE_SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}  # no backups of an editor, no .DS_Store
 _SEAL = b"detkit-sha256:"
 # macOS signs a library up to the end of its file, and may open none with more behind it: there it goes without.
 _IS_SEALED = sys.platform != "darwin"
@@ -35,9 +38,9 @@ def csrc_folder() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / "csrc"
 
 
-def library_sources() -> list[Path]:
-    """Return the files that make the library of CPU kernels; none where csrc/ is missing."""
-    return [path for path in source_files("common", "cpu") if path.suffix == ".cpp"]
+def library_sources(room: str) -> list[Path]:
+    """Return the files that make the library of the kernels in `cpu` or `cuda`; none where csrc/ is missing."""
+    return [path for path in source_files("common", room) if path.suffix in (".cpp", ".cu")]
 
 
 def source_files(*rooms: str) -> list[Path]:
@@ -46,14 +49,16 @@ def source_files(*rooms: str) -> list[Path]:
     return [p for folder in folders for p in sorted(folder.glob("*")) if p.suffix in _SOURCE_SUFFIXES]
 
 
-def library_flags() -> list[str]:
-    """Return the compiler flags of the library of CPU kernels."""
-    return [*COMPILE_FLAGS, f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-DDETKIT_SOURCES={digest('common', 'cpu')}"]
+def definitions(room: str) -> list[str]:
+    """Return the macros of the library of the kernels in `cpu` or `cuda`."""
+    found = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-DDETKIT_SOURCES={digest('common', room)}"]
+    return [*found, "-DUSE_CUDA"] if room == "cuda" else found  # torch's headers: the stream and the guard of a GPU
 
 
 def digest(*rooms: str) -> str:
     """Return a name for the content of some folders of csrc/, with `math/`, and the flags they are compiled with."""
-    found = hashlib.sha256(repr((COMPILE_FLAGS, TORCH_TARGET)).encode())
+    flags = (COMPILE_FLAGS, TORCH_TARGET, *([NVCC_FLAGS] if "cuda" in rooms else []))
+    found = hashlib.sha256(repr(flags).encode())
     for path in source_files(*rooms, "math"):
         found.update(f"{path.parent.name}/{path.name}\0".encode() + path.read_bytes())
     return "s" + found.hexdigest()[:16]

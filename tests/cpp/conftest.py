@@ -1,0 +1,21 @@
+"""What the tests of the kernels report, after the results: registers, memory and spills."""
+
+from __future__ import annotations
+
+import pytest
+
+_LINES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def report(request) -> list[str]:
+    """Lines to show at the end of the session."""
+    return request.config.stash.setdefault(_LINES, [])
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    lines = config.stash.get(_LINES, [])
+    if lines:
+        terminalreporter.section("CUDA kernels")
+    for line in lines:
+        terminalreporter.write_line(line)
