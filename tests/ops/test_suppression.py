@@ -256,6 +256,18 @@ def test_images_of_a_mask_are_independent(device):
         )
 
 
+def test_many_images_and_many_kinds(device):
+    images, count, most = 70, 40, 300  # more than kernels take at once
+    boxes, scores = (t.reshape(images, count, *t.shape[1:]) for t in crowd(images * count))
+    kinds = torch.arange(images * count).reshape(images, count) % most
+    mask = ops.nms_mask(
+        boxes.to(device), scores.to(device), 0.3, kinds=kinds.to(device), quota=[k % 2 for k in range(most)]
+    )
+    for image in range(images):
+        kept = brute_force(boxes[image], scores[image], 0.3)
+        assert mask[image].nonzero()[:, 0].tolist() == sorted(k for k in kept if kinds[image, k] % 2)
+
+
 def test_empty_inputs(device):
     none, boxes = torch.zeros(0, device=device), torch.zeros(0, 4, device=device)
     assert ops.nms(boxes, none, 0.5).shape == (0,)
