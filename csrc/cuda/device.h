@@ -24,7 +24,12 @@ namespace detkit {
 using Stream = cudaStream_t;
 
 inline void check(cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
+  const bool is_of_the_build = error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion;
+  STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error),
+                  is_of_the_build ? " (`python -m detkit.env` says what the kernels were compiled for; a newer driver, or "
+                                    "TORCH_CUDA_ARCH_LIST with this GPU at install, mends it; DETKIT_OPS=reference goes "
+                                    "without them)"
+                                  : "");
 }
 
 // Makes a device the current one while it lives, and knows its current stream.

@@ -278,9 +278,10 @@ def _warn_once(device: str, reason: str) -> None:
     if device in _WARNED or reason == _ASKED_FOR:
         return
     _WARNED.add(device)
+    longer = "take a hundred times as long" if device == "cpu" else "take far longer, image by image"
     warnings.warn(
         f"detkit's operations run on {device} by their PyTorch reference, because {reason}.\nResults are equal, but "
-        "the loss needs several times the memory and time, and NMS and matching take a hundred times as long. "
+        f"the loss needs several times the memory and time, and NMS and matching {longer}. "
         "`python -m detkit.env` shows the state; DETKIT_OPS=reference accepts it and silences this.",
         RuntimeWarning,
         stacklevel=2,
