@@ -1,6 +1,6 @@
 """Losses (sockets CLS_LOSSES and BOX_LOSSES)."""
 
 from detkit.modeling.losses.box import GIoU, SmoothL1
-from detkit.modeling.losses.classification import SigmoidFocalLoss
+from detkit.modeling.losses.classification import BalancedCrossEntropy, FocalLossStar, HingeLoss, SigmoidFocalLoss
 
-__all__ = ["GIoU", "SigmoidFocalLoss", "SmoothL1"]
+__all__ = ["BalancedCrossEntropy", "FocalLossStar", "GIoU", "HingeLoss", "SigmoidFocalLoss", "SmoothL1"]

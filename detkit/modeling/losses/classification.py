@@ -1,4 +1,8 @@
-"""Classification losses over anchors (socket CLS_LOSSES)."""
+"""Classification losses over anchors (socket CLS_LOSSES): those of the paper, each on one sigmoid per class.
+
+All are sums over classes of a weight times a function of x_t, the logit of the anchor's own class or minus the logit of
+another; `ops.losses` computes them. They share their logits, prior and scores, and differ in that function.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +14,11 @@ from torch import Tensor
 from detkit import ops
 from detkit.registry import CLS_LOSSES
 
+Reduction = Literal["sum", "anchor"]
 
-@CLS_LOSSES.register()
-class SigmoidFocalLoss:
-    """The focal loss on one sigmoid per class (RetinaNet, eq. 5): -alpha_t (1 - p_t)^gamma log(p_t).
 
-    Args:
-        alpha: weight of the anchor's own class, 1 - alpha of the others; None is no weighting (section 5.1).
-        gamma: focusing exponent, at least 0; 0 is cross entropy.
-    """
-
-    def __init__(self, *, alpha: float | None = 0.25, gamma: float = 2.0) -> None:
-        if alpha is not None and not 0 <= alpha <= 1:
-            raise ValueError(f"SigmoidFocalLoss: alpha {alpha} is neither in [0, 1] nor None")
-        if gamma < 0:
-            raise ValueError(f"SigmoidFocalLoss: gamma {gamma} is below 0")
-        self.alpha = alpha
-        self.gamma = gamma
-
-    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Literal["sum", "anchor"]) -> Tensor:
-        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
-        return ops.sigmoid_focal_loss(logits_NRK, labels_NR, alpha=self.alpha, gamma=self.gamma, reduction=reduction)
+class SigmoidLoss:
+    """What losses on one sigmoid per class have in common; a loss adds `__call__`."""
 
     def num_channels(self, num_classes: int) -> int:
         """Return the logits of an anchor: one per class, none for background."""
@@ -45,3 +33,92 @@ class SigmoidFocalLoss:
     def scores(self, logits_NRK: Tensor) -> Tensor:
         """Return the probability of each class, float32, independent of one another."""
         return logits_NRK.float().sigmoid()
+
+    def _check(self, name: str, value: float | None, is_right: bool, expected: str) -> None:
+        if not is_right:
+            raise ValueError(f"{type(self).__name__}: {name} {value} is not {expected}")
+
+    def _check_alpha(self, alpha: float | None) -> None:
+        self._check("alpha", alpha, alpha is None or 0 <= alpha <= 1, "in [0, 1] or None")
+
+
+@CLS_LOSSES.register()
+class SigmoidFocalLoss(SigmoidLoss):
+    """The focal loss on one sigmoid per class (RetinaNet, eq. 5): -alpha_t (1 - p_t)^gamma log(p_t).
+
+    Args:
+        alpha: weight of the anchor's own class, 1 - alpha of the others; None is no weighting (section 5.1).
+        gamma: focusing exponent, at least 0; 0 is cross entropy.
+    """
+
+    def __init__(self, *, alpha: float | None = 0.25, gamma: float = 2.0) -> None:
+        self._check_alpha(alpha)
+        self._check("gamma", gamma, gamma >= 0, "at least 0")
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Reduction) -> Tensor:
+        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
+        return ops.sigmoid_focal_loss(logits_NRK, labels_NR, alpha=self.alpha, gamma=self.gamma, reduction=reduction)
+
+
+@CLS_LOSSES.register()
+class BalancedCrossEntropy(SigmoidLoss):
+    """Cross entropy weighted by class (RetinaNet, eq. 3): -alpha_t log(p_t), the baseline of Table 1a.
+
+    Args:
+        alpha: weight of the anchor's own class, 1 - alpha of the others; None is plain cross entropy.
+    """
+
+    def __init__(self, *, alpha: float | None = 0.75) -> None:
+        self._check_alpha(alpha)
+        self.alpha = alpha
+
+    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Reduction) -> Tensor:
+        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
+        return ops.sigmoid_focal_loss(logits_NRK, labels_NR, alpha=self.alpha, gamma=0.0, reduction=reduction)
+
+
+@CLS_LOSSES.register()
+class FocalLossStar(SigmoidLoss):
+    """The variant FL* of the focal loss (RetinaNet, appendix A): -alpha_t log(sigmoid(gamma x_t + beta)) / gamma.
+
+    Scores at inference are the plain sigmoids of the logits, as everywhere.
+
+    Args:
+        alpha: weight of the anchor's own class, 1 - alpha of the others; None is no weighting.
+        gamma: slope of the shifted logit, above 0.
+        beta: its shift.
+    """
+
+    def __init__(self, *, alpha: float | None = 0.25, gamma: float = 2.0, beta: float = 1.0) -> None:
+        self._check_alpha(alpha)
+        self._check("gamma", gamma, gamma > 0, "above 0")
+        self.alpha = alpha
+        self.gamma = gamma
+        self.beta = beta
+
+    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Reduction) -> Tensor:
+        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
+        options = {"alpha": self.alpha, "gamma": self.gamma, "beta": self.beta}
+        return ops.sigmoid_focal_loss_star(logits_NRK, labels_NR, **options, reduction=reduction)
+
+
+@CLS_LOSSES.register()
+class HingeLoss(SigmoidLoss):
+    """The hinge loss on the probability p_t (RetinaNet, section 5.1, which found it unstable): max(0, margin - p_t).
+
+    Args:
+        alpha: weight of the anchor's own class, 1 - alpha of the others; None is no weighting.
+        margin: the p_t from which on there is no loss, in (0, 1].
+    """
+
+    def __init__(self, *, alpha: float | None = None, margin: float = 0.5) -> None:
+        self._check_alpha(alpha)
+        self._check("margin", margin, 0 < margin <= 1, "in (0, 1]")
+        self.alpha = alpha
+        self.margin = margin
+
+    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Reduction) -> Tensor:
+        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
+        return ops.sigmoid_hinge_loss(logits_NRK, labels_NR, alpha=self.alpha, margin=self.margin, reduction=reduction)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detkit.modeling.losses import SigmoidFocalLoss
+from detkit.modeling.losses import BalancedCrossEntropy, FocalLossStar, HingeLoss, SigmoidFocalLoss
 
 K = 4
 
@@ -50,6 +50,38 @@ def test_gamma_zero_without_alpha_is_binary_cross_entropy(logits, labels):
     torch.testing.assert_close(SigmoidFocalLoss(alpha=None, gamma=0.0)(logits, labels, "sum").double(), expected)
 
 
+def x_t(logits, labels):
+    """The logit of an anchor's own class, minus the logit of the others."""
+    side = 2 * F.one_hot(labels.clamp(min=0), K + 1)[..., :K] - 1
+    return side * logits
+
+
+def weights(labels, alpha):
+    own = F.one_hot(labels.clamp(min=0), K + 1)[..., :K].double()
+    return 1.0 if alpha is None else own * alpha + (1 - own) * (1 - alpha)
+
+
+SHAPES = {  # by their formulas
+    "eq. 3": (BalancedCrossEntropy(alpha=0.9), 0.9, lambda x: -F.logsigmoid(x)),
+    "plain cross entropy": (BalancedCrossEntropy(alpha=None), None, lambda x: -F.logsigmoid(x)),
+    "appendix A": (FocalLossStar(alpha=0.3, gamma=3.0, beta=0.5), 0.3, lambda x: -F.logsigmoid(3 * x + 0.5) / 3),
+    "section 5.1": (HingeLoss(margin=0.6), None, lambda x: (0.6 - x.sigmoid()).clamp(min=0)),
+}
+
+
+@pytest.mark.parametrize(("loss", "alpha", "formula"), SHAPES.values(), ids=SHAPES)
+def test_the_other_losses_of_the_paper(logits, labels, loss, alpha, formula):
+    each = weights(labels, alpha) * formula(x_t(logits, labels)) * (labels >= 0)[..., None]
+    torch.testing.assert_close(loss(logits, labels, "anchor").double(), each.sum(-1))
+    torch.testing.assert_close(loss(logits, labels, "sum").double(), each.sum())
+
+
+def test_defaults_are_the_best_of_the_paper():
+    assert BalancedCrossEntropy().alpha == 0.75  # Table 1a
+    star = FocalLossStar()
+    assert (star.alpha, star.gamma, star.beta) == (0.25, 2.0, 1.0)  # Table 3
+
+
 def test_there_is_a_logit_per_class_and_none_for_background():
     assert SigmoidFocalLoss().num_channels(80) == 80
 
@@ -70,11 +102,22 @@ def test_scores_of_half_logits_are_float32():
     assert scores[0, 0].tolist() == pytest.approx([1 / (1 + math.exp(5)), 0.5, 1 / (1 + math.exp(-5))])
 
 
-@pytest.mark.parametrize("options", [{"alpha": 1.5}, {"alpha": -1.0}, {"gamma": -0.1}])
-def test_impossible_options_are_refused_by_name(options):
+IMPOSSIBLE = [
+    (SigmoidFocalLoss, {"alpha": 1.5}),
+    (SigmoidFocalLoss, {"alpha": -1.0}),
+    (SigmoidFocalLoss, {"gamma": -0.1}),
+    (BalancedCrossEntropy, {"alpha": 2.0}),
+    (FocalLossStar, {"gamma": 0.0}),
+    (HingeLoss, {"margin": 0.0}),
+    (HingeLoss, {"margin": 1.1}),
+]
+
+
+@pytest.mark.parametrize(("loss", "options"), IMPOSSIBLE, ids=str)
+def test_impossible_options_are_refused_by_name(loss, options):
     ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=f"{name} {value}"):
-        SigmoidFocalLoss(**options)
+    with pytest.raises(ValueError, match=f"{loss.__name__}: {name} {value} is not"):
+        loss(**options)
 
 
 @pytest.mark.parametrize("prior", [0.0, 1.0])
