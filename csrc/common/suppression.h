@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "tensor.h"
 
@@ -23,10 +24,20 @@ void with_exact(const Tensor& boxes, const Tensor& scores, const F& f) {
   });
 }
 
-// Integers beside the scores, such as groups and kinds (`what` names them), as int64.
-inline Tensor beside_scores(const char* what, const Tensor& values, const Tensor& scores) {
-  STD_TORCH_CHECK(values.numel() == scores.numel(), what, " must have the shape of scores");
-  return contiguous_as(values, ScalarType::Long);
-}
+// Integers beside the scores, such as groups and kinds (`what` names them), as int64; or none.
+class Beside {
+ public:
+  Beside(const char* what, const std::optional<Tensor>& values, const Tensor& scores) {
+    if (!values) return;
+    STD_TORCH_CHECK(values->numel() == scores.numel(), what, " must have the shape of scores");
+    values_ = contiguous_as(*values, ScalarType::Long);
+  }
+
+  // Those from an index on; null for none.
+  const int64_t* from(int64_t index) const { return values_ ? values_->const_data_ptr<int64_t>() + index : nullptr; }
+
+ private:
+  std::optional<Tensor> values_;
+};
 
 }  // namespace detkit

@@ -57,8 +57,7 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, std:
 
 Tensor batched_nms(const Tensor& boxes, const Tensor& scores, const Tensor& groups, double iou_threshold,
                    std::optional<int64_t> max_keep) {
-  const Tensor g = beside_scores("batched_nms: groups", groups, scores);
-  return kept_indices(boxes, scores, g.const_data_ptr<int64_t>(), iou_threshold, max_keep);
+  return kept_indices(boxes, scores, Beside("batched_nms: groups", groups, scores).from(0), iou_threshold, max_keep);
 }
 
 // How many boxes of each kind are still wanted; without a quota, all.
@@ -88,21 +87,20 @@ class Quota {
 };
 
 template <class Coordinate, class Score>
-void mask_image(const Coordinate* boxes, const Score* scores, const int64_t* kinds, int64_t count, double threshold,
-                Quota quota, bool* mask) {
+void mask_image(const Coordinate* boxes, const Score* scores, const int64_t* groups, const int64_t* kinds, int64_t count,
+                double threshold, Quota quota, bool* mask) {
   std::fill_n(mask, count, false);
   if (quota.is_full()) return;
   const auto order = rank_by_score(scores, count, true);
-  greedy(Candidates<Coordinate>{boxes, nullptr, order}, threshold, count, [&](uint32_t index) {
+  greedy(Candidates<Coordinate>{boxes, groups, order}, threshold, count, [&](uint32_t index) {
     mask[index] = quota.take(kinds ? kinds[index] : 0);
     return !quota.is_full();
   });
 }
 
-Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold, std::optional<Tensor> kinds,
-                std::optional<std::vector<int64_t>> quota) {
-  const Tensor k = kinds ? beside_scores("nms_mask: kinds", *kinds, scores) : scores;
-  const int64_t* const kind = kinds ? k.const_data_ptr<int64_t>() : nullptr;
+Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold, std::optional<Tensor> groups,
+                std::optional<Tensor> kinds, std::optional<std::vector<int64_t>> quota) {
+  const Beside group("nms_mask: groups", groups, scores), kind("nms_mask: kinds", kinds, scores);
   const int64_t images = scores.size(0), count = scores.size(1);
   const Quota wanted(quota, count);
   Tensor mask = torch::stable::new_empty(scores, scores.sizes(), ScalarType::Bool);
@@ -110,8 +108,8 @@ Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold,
   with_exact(boxes, scores, [&](const auto* box, const auto* score) {
     torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        mask_image(box + 4 * i * count, score + i * count, kind ? kind + i * count : nullptr, count, iou_threshold,
-                   wanted, out + i * count);
+        mask_image(box + 4 * i * count, score + i * count, group.from(i * count), kind.from(i * count), count,
+                   iou_threshold, wanted, out + i * count);
     });
   });
   return mask;

@@ -113,23 +113,23 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, std:
 
 Tensor batched_nms(const Tensor& boxes, const Tensor& scores, const Tensor& groups, double iou_threshold,
                    std::optional<int64_t> max_keep) {
-  const Tensor g = beside_scores("batched_nms: groups", groups, scores);
-  return kept_indices(boxes, scores, g.const_data_ptr<int64_t>(), iou_threshold, max_keep);
+  const OnDevice device(scores.get_device_index());
+  return kept_indices(boxes, scores, Beside("batched_nms: groups", groups, scores).from(0), iou_threshold, max_keep);
 }
 
-Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold, std::optional<Tensor> kinds,
-                std::optional<std::vector<int64_t>> quota) {
+Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold, std::optional<Tensor> groups,
+                std::optional<Tensor> kinds, std::optional<std::vector<int64_t>> quota) {
   const OnDevice device(scores.get_device_index());
   const int64_t images = scores.size(0), count = scores.size(1);
-  const Tensor k = kinds ? beside_scores("nms_mask: kinds", *kinds, scores) : scores;
+  const Beside group("nms_mask: groups", groups, scores), kind("nms_mask: kinds", kinds, scores);
   Tensor mask = torch::stable::new_empty(scores, scores.sizes(), ScalarType::Bool);
   if (images == 0 || count == 0) return mask;
   bool* const out = mask.mutable_data_ptr<bool>();
   set_to_zero(out, images * count, device.stream());
   if (quota)
     for (int64_t& wanted : *quota) wanted = std::min(wanted, count);
-  const int64_t* const kind = kinds ? k.const_data_ptr<int64_t>() : nullptr;
-  suppress_boxes(boxes, scores, {images, count, iou_threshold, nullptr, kind, quota, true}, out, nullptr, device.stream());
+  suppress_boxes(boxes, scores, {images, count, iou_threshold, group.from(0), kind.from(0), quota, true}, out, nullptr,
+                 device.stream());
   return mask;
 }
 

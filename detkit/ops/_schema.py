@@ -4,7 +4,7 @@ resort. A compiled library only adds kernels per device; nothing here changes wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -150,9 +150,7 @@ def _kept_fake(boxes: Tensor) -> Tensor:
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
-def _nms_mask_fake(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, kinds: Tensor | None, quota: Sequence[int] | None
-) -> Tensor:
+def _nms_mask_fake(boxes: Tensor, scores: Tensor, *options: Any) -> Tensor:
     return scores.new_empty(scores.shape, dtype=torch.bool)
 
 
@@ -167,7 +165,7 @@ _define(
     lambda boxes, scores, groups, iou_threshold, max_keep: _kept_fake(boxes),
 )
 _define(
-    "nms_mask(Tensor boxes, Tensor scores, float iou_threshold, Tensor? kinds, int[]? quota) -> Tensor",
+    "nms_mask(Tensor boxes, Tensor scores, float iou_threshold, Tensor? groups, Tensor? kinds, int[]? quota) -> Tensor",
     reference.nms_mask,
     _nms_mask_fake,
 )

@@ -170,17 +170,22 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
 
 
 def nms_mask(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, kinds: Tensor | None, quota: Sequence[int] | None
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    groups: Tensor | None,
+    kinds: Tensor | None,
+    quota: Sequence[int] | None,
 ) -> Tensor:
-    """Greedy suppression per image, as a mask, cut to a quota per kind; see ops.nms_mask."""
+    """Greedy suppression per image, within groups, as a mask, cut to a quota per kind; see ops.nms_mask."""
     mask = torch.zeros_like(scores, dtype=torch.bool)
     for image in range(scores.shape[0]):
         order = rank_by_score(scores[image])
         order = order[scores[image][order] != -torch.inf]
         kinds_here = torch.zeros_like(order) if kinds is None else kinds[image][order].long()
         within = _Quota(kinds_here, quota)
-        everywhere = torch.zeros_like(order)
-        kept = _greedy(boxes[image][order].double(), everywhere, iou_threshold, within.is_full)
+        groups_here = torch.zeros_like(order) if groups is None else groups[image][order].long()
+        kept = _greedy(boxes[image][order].double(), groups_here, iou_threshold, within.is_full)
         mask[image, order[kept[within.counted(kept)]]] = True
     return mask
 

@@ -69,18 +69,20 @@ def nms_mask(
     scores: Tensor,
     iou_threshold: float,
     *,
+    groups: Tensor | None = None,
     kinds: Tensor | None = None,
     quota: Sequence[int] | int | None = None,
 ) -> Tensor:
     """Suppress boxes image by image, in static shape and without synchronisation.
 
-    With a quota, the result is the greedy one cut to the first `quota[k]` boxes of each kind k: suppression knows no
-    kinds, boxes beyond their quota still suppress, and the pass ends as soon as every kind is full.
+    With a quota, the result is the greedy one cut to the first `quota[k]` boxes of each kind k: suppression knows
+    groups, but no kinds; boxes beyond their quota still suppress, and the pass ends as soon as every kind is full.
 
     Args:
         boxes: [N, R, 4] xyxy, any float type.
         scores: [N, R], any float type; -inf: no candidate.
         iou_threshold: in [0, 1]; 1 suppresses nothing.
+        groups: [N, R] int64 or int32, any values: a box is suppressed by one of its group only; None: all are in one.
         kinds: [N, R] int64, int32 or uint8, indices into `quota`; another value has a quota of 0.
         quota: boxes wanted per image and kind; one number (without `kinds`) per image; None: all that survive.
 
@@ -98,10 +100,12 @@ def nms_mask(
         )
     if kinds is not None:
         _check_integers("kinds", kinds, scores, (torch.int64, torch.int32, torch.uint8))
+    if groups is not None:
+        _check_integers("groups", groups, scores, (torch.int64, torch.int32))
     quotas = [quota] if isinstance(quota, int) else quota if quota is None else list(quota)
     if quotas is not None and any(most < 0 for most in quotas):
         raise ValueError(f"a quota must be at least 0, not {quota}")
-    return _schema.OPS.nms_mask(boxes.detach(), scores.detach(), float(iou_threshold), kinds, quotas)
+    return _schema.OPS.nms_mask(boxes.detach(), scores.detach(), float(iou_threshold), groups, kinds, quotas)
 
 
 def _check(boxes: Tensor, scores: Tensor, iou_threshold: float, dims: int) -> None:

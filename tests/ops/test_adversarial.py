@@ -74,8 +74,12 @@ def test_nms_mask_equals_the_reference(device, families, draw_scene):
         order = torch.from_numpy(np.stack([rng.permutation(len(s.scores)) for _ in range(images)]))
         boxes, scores, kinds = s.boxes[order], s.scores[order], s.kinds[order]
         with_quota = rng.random() < 0.7
-        want = reference.nms_mask(boxes, scores, s.threshold, *((kinds, s.quota) if with_quota else (None, None)))
+        groups = s.groups[order] if rng.random() < 0.3 else None
+        wanted = (kinds, s.quota) if with_quota else (None, None)
+        want = reference.nms_mask(boxes, scores, s.threshold, groups, *wanted)
         options = {"kinds": kinds.to(device), "quota": s.quota} if with_quota else {}
+        if groups is not None:
+            options["groups"] = groups.to(device)
         got = ops.nms_mask(boxes.to(device), scores.to(device), s.threshold, **options)
         assert torch.equal(got.cpu(), want), f"round {i}: boxes {family}"
 
@@ -307,7 +311,7 @@ def choices(draw_scene, families: list[str]) -> list[tuple]:
         calls += [
             ("nms", s.boxes, s.scores, s.threshold, s.max_keep),
             ("batched_nms", s.boxes, s.scores, s.groups, s.threshold, s.max_keep),
-            ("nms_mask", s.boxes[None], s.scores[None], s.threshold, s.kinds[None], s.quota),
+            ("nms_mask", s.boxes[None], s.scores[None], s.threshold, None, s.kinds[None], s.quota),
             ("match_anchors", s.boxes, *truths, None, 4, 0.5, 0.4, reference.DETECTRON2),
         ]
     return calls

@@ -256,6 +256,16 @@ def test_images_of_a_mask_are_independent(device):
         )
 
 
+def test_a_mask_suppresses_within_groups(device):
+    boxes, scores = (t.reshape(2, 150, *t.shape[1:]) for t in crowd(300))
+    groups = torch.arange(300).reshape(2, 150) % 4 - 1
+    mask = ops.nms_mask(boxes.to(device), scores.to(device), 0.3, groups=groups.to(device, torch.int32))
+    for image in range(2):
+        kept = brute_force(boxes[image], scores[image], 0.3, groups[image].tolist())
+        assert mask[image].nonzero()[:, 0].tolist() == sorted(kept)
+        assert len(kept) > len(brute_force(boxes[image], scores[image], 0.3))
+
+
 def test_many_images_and_many_kinds(device):
     images, count, most = 70, 40, 300  # more than kernels take at once
     boxes, scores = (t.reshape(images, count, *t.shape[1:]) for t in crowd(images * count))
@@ -328,8 +338,8 @@ def test_opcheck(device):
         b, s, g = boxes[:count], scores[:count], groups[:count]
         torch.library.opcheck(torch.ops.detkit.nms, (b, s, 0.5, None))
         torch.library.opcheck(torch.ops.detkit.batched_nms, (b, s, g, 0.5, 3))
-        torch.library.opcheck(torch.ops.detkit.nms_mask, (b[None], s[None], 0.5, g[None], [2, 3]))
-        torch.library.opcheck(torch.ops.detkit.nms_mask, (b[None], s[None], 0.5, None, None))
+        torch.library.opcheck(torch.ops.detkit.nms_mask, (b[None], s[None], 0.5, g[None], g[None], [2, 3]))
+        torch.library.opcheck(torch.ops.detkit.nms_mask, (b[None], s[None], 0.5, None, None, None))
 
 
 def test_traces_in_one_graph(device):
