@@ -18,6 +18,7 @@ struct LossInputs {
   // `op` names the operation in errors.
   LossInputs(const char* op, const Tensor& logits_, const Tensor& labels_)
       : logits(torch::stable::contiguous(logits_)), labels(contiguous_as(labels_, ScalarType::Long)) {
+    check_same_device(op, logits, labels);
     STD_TORCH_CHECK(labels.numel() * classes() == logits.numel(), op,
                     ": labels must have the shape of the logits' rows");
   }
@@ -33,6 +34,7 @@ struct LossInputs {
   // The gradient that comes to the reduced loss, contiguous: one number, or one per row, or one per logit.
   Tensor incoming(const Tensor& grad, int64_t reduction) const {
     const auto dtype = logits.scalar_type();
+    check_same_device("the gradient of a loss", logits, grad);
     Tensor g = contiguous_as(grad, reduction == kNone ? dtype : accumulate_type(dtype));
     const int64_t expected = reduction == kNone ? logits.numel() : reduction == kAnchor ? labels.numel() : 1;
     STD_TORCH_CHECK(g.numel() == expected, "the gradient of a loss must have the shape of the loss");

@@ -28,6 +28,8 @@ struct MatchingTensors {
     STD_TORCH_CHECK(gt_boxes.numel() == 4 * gt_classes.numel() && (!by_image() || anchors.size(0) == images()) &&
                         (!valid || valid->numel() == images() * count()),
                     "match_anchors: the shapes of the inputs do not fit");
+    for (const Tensor& other : {anchors, gt_boxes, valid.value_or(anchors)})
+      check_same_device("match_anchors", gt_classes, other);
   }
 
   int64_t images() const { return gt_boxes.size(0); }

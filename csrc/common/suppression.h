@@ -13,6 +13,7 @@ template <class F>
 void with_exact(const Tensor& boxes, const Tensor& scores, const F& f) {
   const Tensor b = contiguous_as(boxes, accumulate_type(boxes.scalar_type()));
   const Tensor s = contiguous_as(scores, accumulate_type(scores.scalar_type()));
+  check_same_device("nms", b, s);
   STD_TORCH_CHECK(s.numel() < int64_t{1} << 31, "nms: more than 2^31 boxes");
   STD_TORCH_CHECK(b.numel() == 4 * s.numel(), "nms: boxes must have the shape of scores and four sides");
   dispatch_floating(b.scalar_type(), [&](auto coordinate) {
@@ -30,6 +31,7 @@ class Beside {
   Beside(const char* what, const std::optional<Tensor>& values, const Tensor& scores) {
     if (!values) return;
     STD_TORCH_CHECK(values->numel() == scores.numel(), what, " must have the shape of scores");
+    check_same_device(what, *values, scores);
     values_ = contiguous_as(*values, ScalarType::Long);
   }
 

@@ -36,6 +36,12 @@ inline Tensor contiguous_as(const Tensor& tensor, ScalarType dtype) {
   return torch::stable::contiguous(torch::stable::to(tensor, dtype));
 }
 
+// A graph that calls an operator itself may mix devices; a kernel must not read the memory of another one.
+inline void check_same_device(const char* op, const Tensor& a, const Tensor& b) {
+  STD_TORCH_CHECK(a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(), op,
+                  ": all tensors must be on one device");
+}
+
 inline ScalarType accumulate_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

@@ -66,7 +66,7 @@ class Quota {
   // Of `count` boxes; a larger quota wants them all.
   Quota(const std::optional<std::vector<int64_t>>& quota, int64_t count)
       : unlimited_(!quota), left_(quota.value_or(std::vector<int64_t>{})) {
-    for (int64_t& wanted : left_) wanted = std::min(wanted, count);
+    for (int64_t& wanted : left_) wanted = std::clamp<int64_t>(wanted, 0, count);
     total_ = std::accumulate(left_.begin(), left_.end(), int64_t{0});
   }
 

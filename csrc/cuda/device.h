@@ -24,6 +24,7 @@ namespace detkit {
 using Stream = cudaStream_t;
 
 inline void check(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();  // forgets it: it is said here, not at torch's next launch
   const bool is_of_the_build = error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion;
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error),
                   is_of_the_build ? " (`python -m detkit.env` says what the kernels were compiled for; a newer driver, or "

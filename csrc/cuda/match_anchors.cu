@@ -23,6 +23,7 @@ std::tuple<Tensor, Tensor> match_anchors(const Tensor& anchors, const Tensor& gt
     m.by_image = tensors.by_image();
     m.valid = tensors.valid_data();
     m.gt_boxes = tensors.gt_boxes.const_data_ptr<T>();
+    m.is_aligned = is_aligned(m.anchors) && is_aligned(m.gt_boxes);
     m.gt_classes = tensors.gt_classes.const_data_ptr<int64_t>();
     m.rule = {num_classes, static_cast<T>(positive_iou), static_cast<T>(negative_iou), low_quality};
     m.peaks = static_cast<Bits<T>*>(peaks.mutable_data_ptr());

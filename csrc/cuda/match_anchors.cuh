@@ -22,17 +22,14 @@ namespace detkit {
 constexpr int kMatchThreads = 256;
 constexpr int kMatchBlocks = 4;  // of them, at least, have registers on a multiprocessor: more would spill
 
-// Numbers above or equal to 0 are ordered as these integers of theirs.
-template <class T>
-using Bits = std::conditional_t<sizeof(T) == 4, unsigned, unsigned long long>;
-
 template <class T>
 struct Matching {
   int64_t images, count, truths;  // anchors of an image, ground truths with padding
   const T* anchors;               // [count, 4], or [images, count, 4]
   bool by_image;
   const bool* valid;         // [images, count]; null: all are
-  const T* gt_boxes;         // [images, truths, 4]
+  const T* gt_boxes;          // [images, truths, 4]
+  bool is_aligned;            // to 16 bytes, both arrays of boxes
   const int64_t* gt_classes;  // [images, truths], negative: padding
   MatchingRule<T> rule;
   Bits<T>* peaks;  // [images, truths], zero at first; unused without low-quality matches
@@ -41,15 +38,13 @@ struct Matching {
   __host__ __device__ int64_t blocks_of_image() const { return divide_up(count, kMatchThreads); }
 };
 
-template <class T>
-constexpr T kInfinity = std::numeric_limits<T>::infinity();
-
 // The anchors of a warp, one to a lane, and what bounds them.
 template <class T>
 struct Anchors {
   int64_t image, index;  // of the lane's anchor
   bool is_anchor, is_valid;
-  Box<T> box, bounds;
+  Box<T> box;
+  Corners<T> bounds;
 
   __device__ explicit Anchors(const Matching<T>& m)
       : image(blockIdx.x / m.blocks_of_image()),
@@ -58,17 +53,16 @@ struct Anchors {
         is_valid(is_anchor && (!m.valid || m.valid[image * m.count + index])),
         box(kInfinity<T>, kInfinity<T>, -kInfinity<T>, -kInfinity<T>, 0) {
     if (is_valid) {
-      const Box<T> anchor(m.anchors + 4 * (index + (m.by_image ? image * m.count : 0)));
+      const T* const corners = m.anchors + 4 * (index + (m.by_image ? image * m.count : 0));
+      const Box<T> anchor(load_corners(corners, m.is_aligned).xyxy);
       if (anchor.area > 0 && anchor.area < kInfinity<T>) box = anchor;  // no other overlaps anything
     }
-    bounds = {over_lanes(box.x0, Smaller()), over_lanes(box.y0, Smaller()), over_lanes(box.x1, Larger()),
-              over_lanes(box.y1, Larger()), T(0)};
+    bounds = {{over_lanes(box.x0, Smaller()), over_lanes(box.y0, Smaller()), over_lanes(box.x1, Larger()),
+               over_lanes(box.y1, Larger())}};
   }
 
   // Whether a box may overlap an anchor of the warp.
-  __device__ bool may_meet(const Box<T>& other) const {
-    return other.x0 < bounds.x1 && other.x1 > bounds.x0 && other.y0 < bounds.y1 && other.y1 > bounds.y0;
-  }
+  __device__ bool may_meet(const Corners<T>& other) const { return may_overlap(other.xyxy, bounds.xyxy); }
 };
 
 // Calls meet(ground truth, its box) in order for those that `is_wanted(ground truth)` and are near; by all lanes.
@@ -78,10 +72,10 @@ __device__ void each_near(const Matching<T>& m, const Anchors<T>& anchors, const
   for (int64_t start = 0; start < m.truths; start += kWarp) {
     const int64_t mine = start + lane();
     bool is_near = mine < m.truths && is_wanted(mine);
-    if (is_near) is_near = anchors.may_meet(Box<T>(boxes + 4 * mine));
+    if (is_near) is_near = anchors.may_meet(load_corners(boxes + 4 * mine, m.is_aligned));
     for (unsigned near = __ballot_sync(kAllLanes, is_near); near; near &= near - 1) {
       const int64_t truth = start + __ffs(static_cast<int>(near)) - 1;
-      meet(truth, Box<T>(boxes + 4 * truth));
+      meet(truth, Box<T>(load_corners(boxes + 4 * truth, m.is_aligned).xyxy));
     }
   }
 }
@@ -110,8 +104,9 @@ __global__ void __launch_bounds__(kMatchThreads, kMatchBlocks) label_anchors(Mat
         const T overlap = iou(anchors.box, box);
         if (overlap > most) most = overlap, best = truth;  // among equals the earlier one stays
         if (m.rule.low_quality == kOff) return;
-        const T peak = over_lanes(overlap, Larger());
-        if (lane() == 0 && peak > 0) atomicMax(m.peaks + anchors.image * m.truths + truth, bit_cast<Bits<T>>(peak));
+        const Bits<T> peak = largest_bits(overlap);
+        Bits<T>* const known = m.peaks + anchors.image * m.truths + truth;
+        if (lane() == 0 && peak > __ldcg(known)) atomicMax(known, peak);  // mostly it is known to be no larger
       });
   if (!anchors.is_anchor) return;
   int64_t label = kIgnored;

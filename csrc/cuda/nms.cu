@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <limits>
 #include <optional>
 #include <tuple>
 #include <type_traits>
@@ -66,9 +65,7 @@ int64_t suppress_boxes(const Tensor& boxes, const Tensor& scores, const Request&
     make_keys(score, all, request.has_no_candidates, keys.mutable_data_ptr<Key<Score>>(), stream);
     const auto [ranked, order] = stable_sort(keys);
 
-    Suppression<Coordinate> s = {};
-    s.images = request.images, s.count = request.count;
-    s.threshold = request.threshold < 1 ? request.threshold : std::numeric_limits<double>::infinity();
+    Suppression<Coordinate> s(request.images, request.count, request.threshold);
     s.order = order.template const_data_ptr<int64_t>();
     s.kinds = request.kinds;
     s.has_quota = request.quota.has_value();
@@ -96,15 +93,16 @@ int64_t suppress_boxes(const Tensor& boxes, const Tensor& scores, const Request&
 
 Tensor kept_indices(const Tensor& boxes, const Tensor& scores, const int64_t* groups, double threshold,
                     std::optional<int64_t> max_keep) {
-  const int64_t count = scores.numel();
+  const int64_t count = scores.numel(), most = std::clamp<int64_t>(max_keep.value_or(count), 0, count);
   const OnDevice device(scores.get_device_index());
-  Tensor list = torch::stable::new_empty(scores, {count}, ScalarType::Long);
-  if (count == 0 || max_keep.value_or(count) <= 0) return torch::stable::narrow(list, 0, 0, 0);
+  Tensor list = torch::stable::new_empty(scores, {most}, ScalarType::Long);
+  if (most == 0) return list;
   std::optional<std::vector<int64_t>> quota;
-  if (max_keep) quota = {std::min(*max_keep, count)};
+  if (max_keep) quota = {most};
   const int64_t length = suppress_boxes(boxes, scores, {1, count, threshold, groups, nullptr, quota, false}, nullptr,
                                         list.mutable_data_ptr<int64_t>(), device.stream());
-  return torch::stable::narrow(list, 0, 0, length);
+  const Tensor found = torch::stable::narrow(list, 0, 0, length);
+  return 2 * length < most ? torch::stable::clone(found) : found;  // hold no memory of many boxes for a few indices
 }
 
 Tensor nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, std::optional<int64_t> max_keep) {
@@ -127,7 +125,7 @@ Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold,
   bool* const out = mask.mutable_data_ptr<bool>();
   set_to_zero(out, images * count, device.stream());
   if (quota)
-    for (int64_t& wanted : *quota) wanted = std::min(wanted, count);
+    for (int64_t& wanted : *quota) wanted = std::clamp<int64_t>(wanted, 0, count);
   suppress_boxes(boxes, scores, {images, count, iou_threshold, group.from(0), kind.from(0), quota, true}, out, nullptr,
                  device.stream());
   return mask;

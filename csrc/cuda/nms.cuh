@@ -2,15 +2,16 @@
 // decided one after the other, in two launches each, for all images at once:
 //
 //   compare  a block compares 256 boxes of the window with 64 that follow in it, and leaves a bit for each pair that would
-//            suppress; another one compares 256 boxes, from this window on, with the boxes that the last window kept, and
-//            ends those that are suppressed.
+//            suppress; another one compares 256 boxes, from this window on, with 256 that the last window kept, and ends
+//            those that are suppressed.
 //   resolve  a block decides the window of an image: 64 boxes at a time are cleared of what the kept ones before them
 //            suppress, then decided among themselves. Then it chooses the next window, of the boxes that are alive. (It
 //            does not know yet what this window suppresses: some of them will come to it dead. That saves a launch.)
 //
 // So the work is that of the boxes kept times those alive, and the part that is serial that of the survivors. Memory is
 // that of the boxes and of one window's bits, whatever their number. An image that has all it wants, or no box left, is
-// done: its later launches end at once. No block waits for another, no atomics: the result is the greedy one.
+// done: its later launches end at once. No block waits for another, and atomics are those of bits, in any order the same: the
+// result is the greedy one.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +28,8 @@ constexpr int kWindow = 2048;  // boxes that are decided together
 constexpr int kWord = 64;      // of them, at a time
 constexpr int kWords = kWindow / kWord;
 constexpr int kCompareThreads = 256;
+constexpr int kChunks = kWindow / kCompareThreads;  // that a window's kept boxes may be
+constexpr int kStep = 4;  // boxes that are tried at once
 constexpr int kResolveThreads = 512;
 constexpr int kArrangeThreads = 256;
 constexpr int kQuotasAtOnce = 256;
@@ -35,30 +38,30 @@ constexpr int kQuotasAtOnce = 256;
 template <class Coordinate>
 struct Suppression {
   int64_t images, count;  // boxes of an image
-  double threshold;       // infinite where nothing suppresses
+  Threshold threshold;    // infinite where nothing suppresses
 
-  const int64_t* order;     // [images, count] the index of each ranked box
-  const Coordinate* boxes;  // [images, count, 4] ranked
-  const int64_t* groups;    // [images, count] ranked; null: all boxes are in one
-  const int64_t* kinds;     // [images, count] by index; null: all are 0
-  bool has_quota;
-  int64_t num_kinds;
-  int32_t* left;  // [images, num_kinds] how many of each kind are still wanted
+  const int64_t* order = nullptr;     // [images, count] the index of each ranked box
+  const Coordinate* boxes = nullptr;  // [images, count, 4] ranked
+  const int64_t* groups = nullptr;    // [images, count] ranked; null: all boxes are in one
+  const int64_t* kinds = nullptr;     // [images, count] by index; null: all are 0
+  bool has_quota = false;
+  int64_t num_kinds = 0;
+  int32_t* left = nullptr;  // [images, num_kinds] how many of each kind are still wanted
 
   // A place is that of a ranked box.
-  uint32_t* alive;      // [images, padded() / 32] a bit for each place: a candidate that nothing suppresses yet
-  int32_t* places;      // [images, kWindow] the window, in order
-  int32_t* num_places;  // [images]
-  int64_t* first;       // [images] the place from which on the window was chosen
-  int64_t* next;        // [images] the place behind it
-  uint64_t* bits;       // [images, words(), window()] which boxes of a word of the window a box of it would suppress
-  int32_t* kept;        // [images, kWindow] the places that the last window kept, in order
-  int32_t* num_kept;    // [images]
-  int64_t* is_done;     // [images]
-  int64_t* num_result;  // [images] how many boxes the result has
+  uint32_t* alive = nullptr;      // [images, padded() / 32] a bit for each place: a candidate that nothing suppresses yet
+  int32_t* places = nullptr;      // [images, kWindow] the window, in order
+  int32_t* num_places = nullptr;  // [images]
+  int64_t* first = nullptr;       // [images] the place from which on the window was chosen
+  int64_t* next = nullptr;        // [images] the place behind it
+  uint64_t* bits = nullptr;       // [images, words(), window()] which boxes of a word of the window a box of it would suppress
+  int32_t* kept = nullptr;        // [images, kWindow] the places that the last window kept, in order
+  int32_t* num_kept = nullptr;    // [images]
+  int64_t* is_done = nullptr;     // [images]
+  int64_t* num_result = nullptr;  // [images] how many boxes the result has
 
-  bool* mask;     // [images, count] the result, by index; or null
-  int64_t* list;  // [count] the result of the one image, in order; or null
+  bool* mask = nullptr;     // [images, count] the result, by index; or null
+  int64_t* list = nullptr;  // [count] the result of the one image, in order; or null
 
   __host__ __device__ int64_t windows() const { return divide_up(count, kWindow); }
   __host__ __device__ int64_t padded() const { return windows() * kWindow; }
@@ -67,6 +70,12 @@ struct Suppression {
     return count < kWindow ? static_cast<int>(divide_up(count, kWord)) * kWord : kWindow;
   }
   __host__ __device__ int words() const { return window() / kWord; }
+
+  // Of images with so many boxes.
+  Suppression(int64_t images_, int64_t count_, double iou_threshold)
+      : images(images_),
+        count(count_),
+        threshold(iou_threshold < 1 ? iou_threshold : kInfinity<double>) {}
 
   // The same for some of the images.
   Suppression part(int64_t first, int64_t images_) const {
@@ -95,9 +104,6 @@ constexpr Key<Score> kNoCandidate = std::numeric_limits<Key<Score>>::max();
 template <class Score>
 constexpr Key<Score> kSign = std::numeric_limits<Key<Score>>::min();
 
-template <class Score>
-constexpr Score kMinusInfinity = -std::numeric_limits<Score>::infinity();
-
 // Keys of scores. Those that are no finite numbers are last, and -inf behind them where it says "no candidate".
 template <class Score>
 __global__ void __launch_bounds__(kArrangeThreads)
@@ -106,7 +112,7 @@ __global__ void __launch_bounds__(kArrangeThreads)
   if (i >= count) return;
   const Score score = scores[i];
   const auto key = static_cast<Key<Score>>(rank_key(score)) ^ kSign<Score>;  // the order of unsigned, in signed ones
-  const bool is_none = has_no_candidates && score == kMinusInfinity<Score>;
+  const bool is_none = has_no_candidates && score == -kInfinity<Score>;
   keys[i] = has_no_candidates && !is_none && key == kNoCandidate<Score> ? key - 1 : key;
 }
 
@@ -114,14 +120,14 @@ __global__ void __launch_bounds__(kArrangeThreads)
 template <class Score, class Coordinate>
 __global__ void __launch_bounds__(kArrangeThreads)
     arrange(Suppression<Coordinate> s, const Key<Score>* ranked_keys, bool has_no_candidates, const Coordinate* boxes,
-            const int64_t* groups, Coordinate* ranked_boxes, int64_t* ranked_groups) {
+            bool is_aligned, const int64_t* groups, Coordinate* ranked_boxes, int64_t* ranked_groups) {
   const int64_t at = int64_t{blockIdx.x} * kArrangeThreads + threadIdx.x;
   const int64_t image = at / s.padded(), place = at % s.padded();
   const bool is_box = image < s.images && place < s.count;
   bool is_candidate = false;
   if (is_box) {
     const int64_t to = image * s.count + place, from = image * s.count + s.order[to];
-    for (int i = 0; i < 4; ++i) ranked_boxes[4 * to + i] = boxes[4 * from + i];
+    *reinterpret_cast<Corners<Coordinate>*>(ranked_boxes + 4 * to) = load_corners(boxes + 4 * from, is_aligned);
     if (groups) ranked_groups[to] = groups[from];
     is_candidate = !has_no_candidates || ranked_keys[to] != kNoCandidate<Score>;
   }
@@ -134,14 +140,8 @@ __global__ void __launch_bounds__(kArrangeThreads)
 // ---------------------------------------------------------------------------------------------------------------------
 
 template <class Coordinate>
-struct alignas(16) Corners {
-  Coordinate xyxy[4];
-};
-
-template <class Coordinate>
-__device__ Box<Coordinate> ranked_box(const Suppression<Coordinate>& s, int64_t image, int64_t place) {
-  const auto corners = *reinterpret_cast<const Corners<Coordinate>*>(s.boxes + 4 * (image * s.count + place));
-  return Box<Coordinate>(corners.xyxy);
+__device__ Corners<Coordinate> ranked_box(const Suppression<Coordinate>& s, int64_t image, int64_t place) {
+  return load_corners(s.boxes + 4 * (image * s.count + place), true);
 }
 
 template <class Coordinate>
@@ -152,16 +152,32 @@ __device__ int64_t ranked_group(const Suppression<Coordinate>& s, int64_t image,
 // Boxes in memory of the block.
 template <class Coordinate>
 struct Shelf {
-  Array<Box<Coordinate>, kCompareThreads> boxes;
+  Array<Corners<Coordinate>, kCompareThreads> corners;
   Array<int64_t, kCompareThreads> groups;
 
   __device__ void put(int i, const Suppression<Coordinate>& s, int64_t image, int64_t place) {
-    boxes[i] = ranked_box(s, image, place);
+    corners[i] = ranked_box(s, image, place);
     groups[i] = ranked_group(s, image, place);
   }
 
-  __device__ bool suppresses_one(int i, const Box<Coordinate>& box, int64_t group, double threshold) const {
-    return groups[i] == group && suppresses(boxes[i], box, threshold);
+  // A box inside out, which overlaps nothing.
+  __device__ void put_nothing(int i) {
+    constexpr Coordinate kFar = kInfinity<Coordinate>;
+    corners[i] = {{kFar, kFar, -kFar, -kFar}};
+  }
+
+  // Whether one of kStep boxes may overlap another: most do not, and this is all that is done about them.
+  __device__ bool may_any_overlap(int first, const Corners<Coordinate>& box) const {
+    bool may = false;
+#pragma unroll
+    for (int i = 0; i < kStep; ++i) may |= may_overlap(corners[first + i].xyxy, box.xyxy);
+    return may;
+  }
+
+  __device__ bool suppresses_one(const Suppression<Coordinate>& s, int i, const Corners<Coordinate>& box,
+                                 int64_t group) const {
+    if (s.groups && groups[i] != group) return false;
+    return suppresses(Box<Coordinate>(corners[i].xyxy), Box<Coordinate>(box.xyxy), s.threshold);
   }
 };
 
@@ -173,61 +189,78 @@ __device__ void compare_within(const Suppression<Coordinate>& s, int64_t image, 
   const int members = s.num_places[image], first = word * kWord, thread = static_cast<int>(threadIdx.x);
   const int columns = members - first < kWord ? members - first : kWord;
   if (columns <= 0 || chunk * kCompareThreads >= first + columns) return;  // nobody is before anybody
-  if (thread < columns) shelf.put(thread, s, image, places[first + thread]);
+  if (thread < columns) {
+    shelf.put(thread, s, image, places[first + thread]);
+  } else if (thread < kWord) {
+    shelf.put_nothing(thread);
+  }
   __syncthreads();
   const int row = chunk * kCompareThreads + thread;
   if (row >= first + columns) return;
-  const Box<Coordinate> box = ranked_box(s, image, places[row]);
+  const Corners<Coordinate> box = ranked_box(s, image, places[row]);
   const int64_t group = ranked_group(s, image, places[row]);
   uint64_t found = 0;
-  for (int i = row < first ? 0 : row - first + 1; i < columns; ++i)
-    if (shelf.suppresses_one(i, box, group, s.threshold)) found |= uint64_t{1} << i;
+  for (int step = 0; step < kWord; step += kStep) {
+    if (!shelf.may_any_overlap(step, box)) continue;
+    for (int i = step; i < step + kStep; ++i)
+      if (first + i > row && shelf.suppresses_one(s, i, box, group)) found |= uint64_t{1} << i;
+  }
   s.bits[(image * s.words() + word) * s.window() + row] = found;
 }
 
-// Ends those of 256 boxes, from this window on, that the boxes kept by the last window suppress.
+// Ends those of 256 boxes, from this window on, that 256 of the boxes kept by the last window suppress.
 template <class Coordinate>
-__device__ void compare_with_kept(const Suppression<Coordinate>& s, int64_t image, int64_t start,
+__device__ void compare_with_kept(const Suppression<Coordinate>& s, int64_t image, int64_t start, int chunk,
                                   Shelf<Coordinate>& shelf) {
-  const int kept = s.num_kept[image];
   const int64_t first = s.first[image];
-  uint32_t* const words = s.alive + (image * s.padded() + start) / kWarp;
-  uint32_t any = 0;
-  for (int i = 0; i < kCompareThreads / kWarp; ++i) any |= words[i];
-  if (any == 0 || kept == 0 || start + kCompareThreads <= first) return;
-  const uint32_t before = words[warp()];
+  const int others = s.num_kept[image] - chunk * kCompareThreads, thread = static_cast<int>(threadIdx.x);
+  if (others <= 0 || start + kCompareThreads <= first) return;
+  if (thread < others) {
+    shelf.put(thread, s, image, s.kept[image * kWindow + chunk * kCompareThreads + thread]);
+  } else {
+    shelf.put_nothing(thread);
+  }
+  __syncthreads();
+  uint32_t* const word = s.alive + (image * s.padded() + start) / kWarp + warp();
   const int64_t place = start + threadIdx.x;
-  bool is_alive = (before >> lane() & 1) && place >= first;
-  const bool was_alive = is_alive;
-  const Box<Coordinate> box = is_alive ? ranked_box(s, image, place) : Box<Coordinate>();
-  const int64_t group = is_alive ? ranked_group(s, image, place) : 0;
-  for (int chunk = 0; chunk < kept; chunk += kCompareThreads) {
-    const int count = kept - chunk < kCompareThreads ? kept - chunk : kCompareThreads;
-    if (static_cast<int>(threadIdx.x) < count)
-      shelf.put(threadIdx.x, s, image, s.kept[image * kWindow + chunk + threadIdx.x]);
-    __syncthreads();
-    for (int i = 0; i < count && is_alive; ++i) is_alive = !shelf.suppresses_one(i, box, group, s.threshold);
-    __syncthreads();
+  const bool was_alive = (__ldcg(word) >> lane() & 1) && place >= first;  // or another block has ended it by now
+  bool is_alive = was_alive;
+  if (was_alive) {
+    const Corners<Coordinate> box = ranked_box(s, image, place);
+    const int64_t group = ranked_group(s, image, place);
+    for (int step = 0; step < others && step < kCompareThreads && is_alive; step += kStep) {
+      if (!shelf.may_any_overlap(step, box)) continue;
+      for (int i = step; i < step + kStep && is_alive; ++i) is_alive = !shelf.suppresses_one(s, i, box, group);
+    }
   }
   const uint32_t ended = __ballot_sync(kAllLanes, was_alive && !is_alive);
-  if (lane() == 0 && ended) words[warp()] = before & ~ended;
+  if (lane() == 0 && ended) atomicAnd(word, ~ended);
 }
 
-template <class Coordinate>
-int64_t blocks_within(const Suppression<Coordinate>& s) {
-  return s.words() * divide_up(s.window(), kCompareThreads);
-}
+// How the blocks of an image share the work of a window.
+struct Shares {
+  int64_t within, later;  // blocks for pairs of the window; of boxes from this window on
+
+  template <class Coordinate>
+  Shares(const Suppression<Coordinate>& s, int64_t window)
+      : within(s.words() * divide_up(s.window(), kCompareThreads)),
+        later(window ? (s.padded() - window * kWindow) / kCompareThreads : 0) {}
+
+  __host__ __device__ int64_t blocks() const { return within + later * kChunks; }
+};
 
 template <class Coordinate>
-__global__ void __launch_bounds__(kCompareThreads)
-    compare(Suppression<Coordinate> s, int64_t window, int64_t blocks_of_image, int64_t within) {
+__global__ void __launch_bounds__(kCompareThreads) compare(Suppression<Coordinate> s, int64_t window, Shares shares) {
   DETKIT_SHARED(shelf, Shelf<Coordinate>);
-  const int64_t image = blockIdx.x / blocks_of_image, block = blockIdx.x % blocks_of_image;
+  const int64_t image = blockIdx.x / shares.blocks();
+  const int block = static_cast<int>(blockIdx.x % shares.blocks());
   if (s.is_done[image]) return;
-  if (block < within) {
-    compare_within(s, image, static_cast<int>(block) % s.words(), static_cast<int>(block) / s.words(), shelf);
+  if (block < shares.within) {
+    compare_within(s, image, block % s.words(), block / s.words(), shelf);
   } else {  // the windows before have passed as many places, at least
-    compare_with_kept(s, image, window * kWindow + (block - within) * kCompareThreads, shelf);
+    const int64_t other = block - shares.within;
+    compare_with_kept(s, image, window * kWindow + other / kChunks * kCompareThreads, static_cast<int>(other % kChunks),
+                      shelf);
   }
 }
 
@@ -264,7 +297,9 @@ struct Desk {
   Array<uint32_t, 2 * kWords> halves;  // of words, as warps find them
   Array<uint64_t, kWords> candidates;
   Array<uint64_t, kResolveThreads / kWarp> suppressed;  // by each warp's rows
-  Marked kept, of_kind, taken;
+  Marked kept, taken;
+  Array<int32_t, kWindow> kinds;  // of the boxes kept; -1 for those that have no quota
+  uint32_t is_any_wanted;
   Array<int, kResolveThreads / kWarp> sums;
 
   // A word of what warps found, of those that a window has.
@@ -289,38 +324,40 @@ __device__ inline uint64_t decide_word(uint64_t candidates, uint64_t of_low, uin
 // Decides the boxes of a window, whose kept ones are none at first. All threads come here, and what they find is there
 // for all. The bits of the next word are on their way while a word is decided: they do not depend on it.
 template <class Coordinate>
-__device__ void decide(const Suppression<Coordinate>& s, int64_t image, int words, Desk& desk) {
+__device__ void decide(const Suppression<Coordinate>& s, int64_t image, int members, Desk& desk) {
   constexpr int kRows = kWindow / kResolveThreads;
+  const int thread = static_cast<int>(threadIdx.x), words = static_cast<int>(divide_up(members, kWord));
   const uint64_t* const bits = s.bits + image * s.words() * s.window();
-  uint64_t of_row[kRows];
+  uint64_t of_row[kRows], of_low = 0, of_high = 0;  // of rows before the word; of rows of the word itself
   const auto load = [&](int word) {
+    const uint64_t* const of_word = bits + word * s.window();
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int row = i * kResolveThreads + static_cast<int>(threadIdx.x);
-      of_row[i] = word < words && row < word * kWord ? bits[word * s.window() + row] : 0;
+      const int row = i * kResolveThreads + thread;
+      of_row[i] = word < words && row < word * kWord ? of_word[row] : 0;
     }
+    if (warp() != 0) return;
+    const int low = word * kWord + lane(), high = low + kWarp;
+    of_low = low < members ? of_word[low] : 0;
+    of_high = high < members ? of_word[high] : 0;
   };
   load(0);
   for (int word = 0; word < words; ++word) {
-    const uint64_t candidates = desk.candidates[word];
+    const uint64_t candidates = desk.candidates[word], low = of_low, high = of_high;
     uint64_t mine = 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int row = i * kResolveThreads + static_cast<int>(threadIdx.x);
+      const int row = i * kResolveThreads + thread;
       if (row < word * kWord && desk.kept.has(row)) mine |= of_row[i];
     }
     load(word + 1);
     if (candidates == 0) continue;
-    const auto own = [&](int box) {
-      return warp() == 0 && (candidates >> box & 1) ? bits[word * s.window() + word * kWord + box] : 0;
-    };
-    const uint64_t of_low = own(lane()), of_high = own(lane() + kWarp);
     mine = any_bits(mine);
     if (lane() == 0) desk.suppressed[warp()] = mine;
     __syncthreads();
     if (warp() == 0) {
       const uint64_t all = any_bits(lane() < kResolveThreads / kWarp ? desk.suppressed[lane()] : 0);
-      const uint64_t now = decide_word(candidates & ~all, of_low, of_high);
+      const uint64_t now = decide_word(candidates & ~all, low, high);
       if (lane() == 0) desk.kept.words[word] = now;
     }
     __syncthreads();
@@ -328,8 +365,8 @@ __device__ void decide(const Suppression<Coordinate>& s, int64_t image, int word
 }
 
 // The lowest `most` of the bits that are set.
-__device__ inline uint64_t lowest_bits(uint64_t bits, int most) {
-  uint64_t rest = bits;
+__device__ inline uint32_t lowest_bits(uint32_t bits, int most) {
+  uint32_t rest = bits;
   for (int i = 0; i < most && rest; ++i) rest &= rest - 1;
   return bits ^ rest;
 }
@@ -343,30 +380,33 @@ __device__ void mark(const Suppression<Coordinate>& s, Desk& desk, const Holds& 
   }
 }
 
-// Takes of each kind as many of the kept boxes as are still wanted; returns whether more are. All threads come here.
+// Takes of each kind as many of the kept boxes as are still wanted, into `halves`; a warp takes one kind after the other.
+// All threads come here.
 template <class Coordinate>
-__device__ bool take_quotas(const Suppression<Coordinate>& s, int64_t image, const int32_t* places, Desk& desk) {
+__device__ void take_quotas(const Suppression<Coordinate>& s, int64_t image, const int32_t* places, Desk& desk) {
   const int64_t* const order = s.order + image * s.count;
-  bool is_any_wanted = false;
-  for (int64_t kind = 0; kind < s.num_kinds; ++kind) {
-    int32_t& left = s.left[image * s.num_kinds + kind];
-    const int wanted = left;
-    mark(s, desk, [&](int box) {
-      return desk.kept.has(box) && (s.kinds ? s.kinds[image * s.count + order[places[box]]] : 0) == kind;
-    });
-    __syncthreads();
-    if (warp() == 0) {
-      desk.of_kind.words[lane()] = desk.word(lane(), s.words());
-      desk.of_kind.count();
-      __syncwarp();
-      const int more = wanted - desk.of_kind.before[lane()];
-      desk.taken.words[lane()] |= lowest_bits(desk.of_kind.words[lane()], more);
-      if (lane() == 0) left = wanted > desk.of_kind.total() ? wanted - desk.of_kind.total() : 0;
-    }
-    __syncthreads();
-    is_any_wanted |= wanted > desk.of_kind.total();
+  for (int box = threadIdx.x; box < s.window(); box += kResolveThreads) {
+    int64_t kind = -1;
+    if (desk.kept.has(box)) kind = s.kinds ? s.kinds[image * s.count + order[places[box]]] : 0;
+    desk.kinds[box] = kind >= 0 && kind < s.num_kinds ? static_cast<int32_t>(kind) : -1;
+    if (box % kWarp == 0) desk.halves[box / kWarp] = 0;
   }
-  return is_any_wanted;
+  if (threadIdx.x == 0) desk.is_any_wanted = 0;
+  __syncthreads();
+  for (int64_t kind = warp(); kind < s.num_kinds; kind += kResolveThreads / kWarp) {
+    int wanted = s.left[image * s.num_kinds + kind];
+    for (int half = 0; half < s.window() / kWarp && wanted > 0; ++half) {
+      const uint32_t of_kind = __ballot_sync(kAllLanes, desk.kinds[half * kWarp + lane()] == kind);
+      const uint32_t taken = lowest_bits(of_kind, wanted);
+      if (lane() == 0 && taken) atomicOr(&desk.halves[half], taken);
+      wanted -= __popc(taken);
+    }
+    __syncwarp();  // all lanes have read what is left
+    if (lane() != 0) continue;
+    s.left[image * s.num_kinds + kind] = wanted;
+    if (wanted > 0) atomicOr(&desk.is_any_wanted, 1u);
+  }
+  __syncthreads();
 }
 
 // Chooses the window from a place on: the next boxes that are alive. Returns how many they are. All threads come here.
@@ -424,17 +464,14 @@ __global__ void __launch_bounds__(kResolveThreads) resolve(Suppression<Coordinat
   __syncthreads();
   if (threadIdx.x < kWords) {
     desk.candidates[threadIdx.x] = desk.word(threadIdx.x, s.words());
-    desk.kept.words[threadIdx.x] = desk.taken.words[threadIdx.x] = 0;
+    desk.kept.words[threadIdx.x] = 0;
   }
   __syncthreads();
-  decide(s, image, static_cast<int>(divide_up(members, kWord)), desk);
-  bool is_any_wanted = true;
-  if (s.has_quota) {
-    is_any_wanted = take_quotas(s, image, places, desk);
-  } else if (threadIdx.x < kWords) {
-    desk.taken.words[threadIdx.x] = desk.kept.words[threadIdx.x];
-  }
+  decide(s, image, members, desk);
+  if (s.has_quota) take_quotas(s, image, places, desk);
+  const bool is_any_wanted = !s.has_quota || desk.is_any_wanted;
   if (warp() == 0) {
+    desk.taken.words[lane()] = s.has_quota ? desk.word(lane(), s.words()) : desk.kept.words[lane()];
     desk.kept.count();
     desk.taken.count();
   }
@@ -484,7 +521,7 @@ template <class Score, class Coordinate>
 void arrange_boxes(const Suppression<Coordinate>& s, const Key<Score>* ranked_keys, bool has_no_candidates,
                    const Coordinate* boxes, const int64_t* groups, Stream stream) {
   launch(arrange<Score, Coordinate>, divide_up(s.images * s.padded(), kArrangeThreads), kArrangeThreads, stream, s,
-         ranked_keys, has_no_candidates, boxes, groups, const_cast<Coordinate*>(s.boxes),
+         ranked_keys, has_no_candidates, boxes, is_aligned(boxes), groups, const_cast<Coordinate*>(s.boxes),
          const_cast<int64_t*>(s.groups));
 }
 
@@ -511,9 +548,8 @@ void suppress(const Suppression<Coordinate>& all, Stream stream) {
     launch(begin<Coordinate>, s.images, kResolveThreads, stream, s);
     for (int64_t window = 0; window < s.windows(); ++window) {
       if (s.list && window && window % kWindowsUnasked == 0 && read_when_done(s.is_done, stream)) break;
-      const int64_t within = blocks_within(s), later = s.padded() - window * kWindow;
-      const int64_t blocks = within + (window ? later / kCompareThreads : 0);
-      launch(compare<Coordinate>, s.images * blocks, kCompareThreads, stream, s, window, blocks, within);
+      const Shares shares(s, window);
+      launch(compare<Coordinate>, s.images * shares.blocks(), kCompareThreads, stream, s, window, shares);
       launch(resolve<Coordinate>, s.images, kResolveThreads, stream, s);
     }
   }

@@ -15,6 +15,7 @@
 namespace detkit {
 
 constexpr int kLossThreads = 256;
+constexpr int kRowLoads = 4;     // of a lane at once, in a sum over rows
 constexpr int kLossBlocks = 4;  // of them, at least, have registers on a multiprocessor: 64 each
 
 // Logits [rows, classes] and their labels, contiguous.
@@ -73,8 +74,10 @@ class Tile {
  public:
   static constexpr int kCount = Vector<Scalar>::kCount, kVectors = kLossVectors<Scalar>;
 
-  // Vectors are plain only where all memory is aligned.
-  __device__ Tile(const LossRows<Scalar>& rows, const Divider& by_classes, bool is_aligned)
+  // Vectors are plain only where all memory is aligned. Loads what `beside` needs with them: its load(i, index of the first
+  // logit, row); a vector of two rows is not plain where it differs by row.
+  template <class Beside>
+  __device__ Tile(const LossRows<Scalar>& rows, const Divider& by_classes, bool is_aligned, Beside& beside)
       : rows_(rows), total_(rows.count()), by_classes_(by_classes) {
     int64_t k[kVectors], label[kVectors], next_label[kVectors];
 #pragma unroll
@@ -88,18 +91,19 @@ class Tile {
       k[i] = at - row * rows_.classes;
       label[i] = rows_.labels[row];
       next_label[i] = k[i] + kCount > rows_.classes ? rows_.labels[row + 1] : rows_.classes;
+      beside.load(i, at, row);
     }
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (k[i] < 0 || rows_.classes < kCount) continue;  // a vector has parts of two rows at most
       const int64_t end = rows_.classes - k[i];
-      const bool is_plain = label[i] != kIgnored && !is_in_vector(label[i] - k[i]) && next_label[i] != kIgnored &&
-                            !is_in_vector(next_label[i] + end);
-      if (is_plain) others_ &= ~(1u << i), plain_ |= 1u << i;
+      if (Beside::kDiffersByRow && end < kCount) continue;
+      if (is_background(label[i], -k[i]) && is_background(next_label[i], end))
+        others_ &= ~(1u << i), plain_ |= 1u << i;
     }
   }
 
-  // Calls use(index of the first logit, value of each) for the plain vectors, given value(background logit).
+  // Calls use(index of the first logit, value of each) for the plain vectors, given value(i, j, background logit).
   template <class Value, class Use>
   __device__ void each_plain(const Value& value, const Use& use) const {
 #pragma unroll
@@ -107,7 +111,7 @@ class Tile {
       if (!(plain_ >> i & 1)) continue;
       T values[kCount];
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) values[j] = value(static_cast<T>(loaded_[i].at[j]));
+      for (int j = 0; j < kCount; ++j) values[j] = value(i, j, static_cast<T>(loaded_[i].at[j]));
       use(first(i), values);
     }
   }
@@ -133,13 +137,23 @@ class Tile {
     return int64_t{blockIdx.x} * kLossTile<Scalar> + local;
   }
 
-  __device__ static bool is_in_vector(int64_t offset) { return static_cast<uint64_t>(offset) < kCount; }
+  // Whether a row, whose class 0 is at a place of the vector or before it, has only background in the vector.
+  __device__ bool is_background(int64_t label, int64_t start) const {
+    const bool is_in_vector = static_cast<uint64_t>(start + label) < kCount;
+    return label != kIgnored && (!is_in_vector || label < 0 || label >= rows_.classes);
+  }
 
   LossRows<Scalar> rows_;
   int64_t total_;
   Divider by_classes_;
   Vector<Scalar> loaded_[kVectors];
   unsigned plain_ = 0, others_ = 0;  // a bit for each vector
+};
+
+// What kernels load beside the logits that need nothing more.
+struct Nothing {
+  static constexpr bool kDiffersByRow = false;
+  __device__ void load(int, int64_t, int64_t) {}
 };
 
 // Writes the values of a vector to where its logits lie.
@@ -163,33 +177,45 @@ struct ValueOf {
   }
 };
 
-// The gradient that comes to the reduced loss: that of all logits, of a row, or of each. Two of them are null.
+// The gradient that comes to the reduced loss, one for each reduction: a factor of all logits, and one of a logit, which for
+// plain vectors is loaded with them.
 template <class T, class Scalar>
-struct Incoming {
-  const T *of_all, *of_row;
-  const Scalar* of_each;
+struct GradientOfSum : Nothing {
+  static constexpr int kBlocks = kLossBlocks;
+  const T* grad;  // null: 1
+
+  __host__ __device__ explicit GradientOfSum(const T* grad_) : grad(grad_) {}
+  __device__ T of_all() const { return grad ? *grad : T(1); }
+  __device__ T of_plain(int, int) const { return 1; }
+  __device__ T of(const Term<T>&) const { return 1; }
 };
 
-template <class T, class Shape, class Scalar>
-struct GradientOf {
-  Shape shape;
-  Weights<T> slopes;  // of z, turned back: dz / dlogit is -1 beside the label
-  Incoming<T, Scalar> grad;
+template <class T, class Scalar>
+struct GradientOfRows {
+  static constexpr int kBlocks = kLossBlocks - 1;  // what it loads takes more registers
+  static constexpr bool kDiffersByRow = true;
+  const T* grad;  // [rows]
+  T loaded[kLossVectors<Scalar>];
 
-  __device__ GradientOf(const Shape& shape_, Weights<T> weights, const Incoming<T, Scalar>& grad_)
-      : shape(shape_), grad(grad_) {
-    const T of_all = grad.of_all ? *grad.of_all : T(1);
-    slopes = {weights.on * of_all, -weights.off * of_all};
-  }
+  __host__ __device__ explicit GradientOfRows(const T* grad_) : grad(grad_) {}
+  __device__ void load(int i, int64_t, int64_t row) { loaded[i] = grad[row]; }
+  __device__ T of_all() const { return 1; }
+  __device__ T of_plain(int i, int) const { return loaded[i]; }
+  __device__ T of(const Term<T>& term) const { return grad[term.row]; }
+};
 
-  __device__ T operator()(const Term<T>& term) const {
-    if (term.is_ignored) return 0;
-    return (term.is_labelled ? slopes.on : slopes.off) * shape.derivative(term.z) * of(term.index, term.row);
-  }
+template <class T, class Scalar>
+struct GradientOfEach {
+  static constexpr int kBlocks = kLossBlocks - 1;
+  static constexpr bool kDiffersByRow = false;
+  const Scalar* grad;  // [rows, classes]
+  Vector<Scalar> loaded[kLossVectors<Scalar>];
 
-  __device__ T of(int64_t index, int64_t row) const {
-    return grad.of_row ? grad.of_row[row] : grad.of_each ? static_cast<T>(grad.of_each[index]) : T(1);
-  }
+  __host__ __device__ explicit GradientOfEach(const Scalar* grad_) : grad(grad_) {}
+  __device__ void load(int i, int64_t at, int64_t) { loaded[i] = *reinterpret_cast<const Vector<Scalar>*>(grad + at); }
+  __device__ T of_all() const { return 1; }
+  __device__ T of_plain(int i, int j) const { return static_cast<T>(loaded[i].at[j]); }
+  __device__ T of(const Term<T>& term) const { return static_cast<T>(grad[term.index]); }
 };
 
 // The sum over a block, for each of its threads. It may not be called twice with the same `parts` without a barrier between.
@@ -212,10 +238,11 @@ __global__ void __launch_bounds__(kLossThreads, kLossBlocks)
     loss_tile_sums(Shape shape, LossRows<Scalar> rows, Divider by_classes, Weights<T> weights, bool is_aligned,
                    double* partial) {
   DETKIT_SHARED(parts, Array<double, kLossThreads / kWarp>);
-  const Tile<T, Scalar> tile(rows, by_classes, is_aligned);
+  Nothing nothing;
+  const Tile<T, Scalar> tile(rows, by_classes, is_aligned, nothing);
   const ValueOf<T, Shape> value_of{shape, weights};
   T plain = 0, others = 0;
-  tile.each_plain([&](T logit) { return shape.value(-logit); },
+  tile.each_plain([&](int, int, T logit) { return shape.value(-logit); },
                   [&](int64_t, const T* values) {
 #pragma unroll
                     for (int j = 0; j < Vector<Scalar>::kCount; ++j) plain += values[j];
@@ -235,32 +262,45 @@ __global__ void __launch_bounds__(kLossThreads, kLossBlocks) loss_total(const do
   if (threadIdx.x == 0) *out = static_cast<T>(total);
 }
 
-// The sum over each row, by a group of lanes to a row.
+// The sum over the logits of a row that a lane of a group takes: every group-th `Unit` of them, several in flight.
+template <class T, class Unit, class Scalar, class Value>
+__device__ T sum_of_lane(const Scalar* logits, int64_t classes, int member, int group, const Value& value) {
+  constexpr int kCount = sizeof(Unit) / sizeof(Scalar);
+  T sum = 0;
+  for (int64_t start = member; start * kCount < classes; start += int64_t{group} * kRowLoads) {
+    Unit units[kRowLoads];
+#pragma unroll
+    for (int i = 0; i < kRowLoads; ++i) {
+      const int64_t k = (start + i * group) * kCount;
+      if (k < classes) units[i] = *reinterpret_cast<const Unit*>(logits + k);
+    }
+#pragma unroll
+    for (int i = 0; i < kRowLoads; ++i) {
+      const int64_t k = (start + i * group) * kCount;
+      if (k >= classes) continue;
+      const auto* const logit = reinterpret_cast<const Scalar*>(&units[i]);
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) sum += value(static_cast<T>(logit[j]), k + j);
+    }
+  }
+  return sum;
+}
+
+// The sum over each row, by a group of 2^log_group lanes to a row.
 template <class T, class Shape, class Scalar>
-__global__ void __launch_bounds__(kLossThreads, kLossBlocks)
-    loss_row_sums(Shape shape, LossRows<Scalar> rows, Weights<T> weights, bool in_vectors, int group, T* out) {
-  constexpr int kCount = Vector<Scalar>::kCount;
-  const int64_t row = (int64_t{blockIdx.x} * kLossThreads + threadIdx.x) / group;
-  const int member = static_cast<int>(threadIdx.x) % group;
+__global__ void __launch_bounds__(kLossThreads, kLossBlocks - 1)
+    loss_row_sums(Shape shape, LossRows<Scalar> rows, Weights<T> weights, bool in_vectors, int log_group, T* out) {
+  const int group = 1 << log_group, thread = static_cast<int>(threadIdx.x), member = thread & (group - 1);
+  const int64_t row = int64_t{blockIdx.x} * (kLossThreads >> log_group) + (thread >> log_group);
   const bool is_row = row < rows.rows;
-  const int64_t label = is_row ? rows.labels[row] : kIgnored;
-  const int64_t classes = label == kIgnored ? 0 : rows.classes;
+  const int64_t label = is_row ? rows.labels[row] : kIgnored, classes = is_row ? rows.classes : 0;
   const Scalar* const logits = rows.logits + (is_row ? row * rows.classes : 0);
   const ValueOf<T, Shape> value_of{shape, weights};
-  const auto value = [&](Scalar scalar, int64_t k) {
-    const T logit = static_cast<T>(scalar);
-    return value_of(Term<T>{k == label ? logit : -logit, k == label, false, row, k});
+  const auto value = [&](T logit, int64_t k) {
+    return value_of(Term<T>{k == label ? logit : -logit, k == label, label == kIgnored, row, k});
   };
-  T sum = 0;
-  if (in_vectors) {
-    for (int64_t k = int64_t{member} * kCount; k < classes; k += int64_t{group} * kCount) {
-      const auto vector = *reinterpret_cast<const Vector<Scalar>*>(logits + k);
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) sum += value(vector.at[j], k + j);
-    }
-  } else {
-    for (int64_t k = member; k < classes; k += group) sum += value(logits[k], k);
-  }
+  T sum = in_vectors ? sum_of_lane<T, Vector<Scalar>>(logits, classes, member, group, value)
+                     : sum_of_lane<T, Scalar>(logits, classes, member, group, value);
   sum = over_lanes(sum, Plus(), group);
   if (is_row && member == 0) out[row] = sum;
 }
@@ -269,30 +309,34 @@ __global__ void __launch_bounds__(kLossThreads, kLossBlocks)
 template <class T, class Shape, class Scalar>
 __global__ void __launch_bounds__(kLossThreads, kLossBlocks)
     loss_each(Shape shape, LossRows<Scalar> rows, Divider by_classes, Weights<T> weights, bool is_aligned, Scalar* out) {
-  const Tile<T, Scalar> tile(rows, by_classes, is_aligned);
+  Nothing nothing;
+  const Tile<T, Scalar> tile(rows, by_classes, is_aligned, nothing);
   const ValueOf<T, Shape> value_of{shape, weights};
-  tile.each_plain([&](T logit) { return weights.off * shape.value(-logit); },
+  tile.each_plain([&](int, int, T logit) { return weights.off * shape.value(-logit); },
                   [&](int64_t at, const T* values) { write_vector(values, out + at); });
   tile.each_other([&](const Term<T>& term) { out[term.index] = static_cast<Scalar>(value_of(term)); });
 }
 
-// The gradient to the logits. Where that which comes in differs by row or logit, no vector is plain.
-template <class T, class Shape, class Scalar>
-__global__ void __launch_bounds__(kLossThreads, kLossBlocks)
+// The gradient to the logits, given `Gradient(incoming)`.
+template <class Gradient, class T, class Shape, class Scalar, class Incoming>
+__global__ void __launch_bounds__(kLossThreads, Gradient::kBlocks)
     loss_gradient(Shape shape, LossRows<Scalar> rows, Divider by_classes, Weights<T> weights, bool is_aligned,
-                  Incoming<T, Scalar> grad, Scalar* out) {
-  const Tile<T, Scalar> tile(rows, by_classes, is_aligned && !grad.of_row && !grad.of_each);
-  const GradientOf<T, Shape, Scalar> gradient_of(shape, weights, grad);
-  tile.each_plain([&](T logit) { return gradient_of.slopes.off * shape.derivative(-logit); },
+                  const Incoming* incoming, Scalar* out) {
+  Gradient grad(incoming);
+  const Tile<T, Scalar> tile(rows, by_classes, is_aligned, grad);
+  const T of_all = grad.of_all();
+  const Weights<T> slopes{weights.on * of_all, -weights.off * of_all};  // dz / dlogit is -1 beside the label
+  tile.each_plain([&](int i, int j, T logit) { return slopes.off * shape.derivative(-logit) * grad.of_plain(i, j); },
                   [&](int64_t at, const T* values) { write_vector(values, out + at); });
-  tile.each_other([&](const Term<T>& term) { out[term.index] = static_cast<Scalar>(gradient_of(term)); });
+  tile.each_other([&](const Term<T>& term) {
+    const T slope = (term.is_labelled ? slopes.on : slopes.off) * shape.derivative(term.z) * grad.of(term);
+    out[term.index] = static_cast<Scalar>(term.is_ignored ? T(0) : slope);
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Their launches
 // ---------------------------------------------------------------------------------------------------------------------
-
-inline bool is_aligned(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }
 
 template <class Scalar>
 int64_t loss_tiles(const LossRows<Scalar>& rows) {
@@ -312,13 +356,12 @@ void sum_loss(const Shape& shape, const LossRows<Scalar>& rows, Weights<T> weigh
 template <class T, class Shape, class Scalar>
 void sum_loss_of_rows(const Shape& shape, const LossRows<Scalar>& rows, Weights<T> weights, T* out, Stream stream) {
   constexpr int kCount = Vector<Scalar>::kCount;
-  constexpr int kLoads = 4;  // of a lane, so that several are in flight and few lanes idle
   const bool in_vectors = is_aligned(rows.logits) && rows.classes % kCount == 0;
   const int64_t loads = in_vectors ? rows.classes / kCount : rows.classes;
-  int group = 1;
-  while (group < kWarp && int64_t{group} * kLoads < loads) group *= 2;
-  launch(loss_row_sums<T, Shape, Scalar>, divide_up(rows.rows * group, kLossThreads), kLossThreads, stream, shape, rows,
-         weights, in_vectors, group, out);
+  int log_group = 0;  // lanes enough that each has its loads in flight at once, and few idle
+  while (1 << log_group < kWarp && (int64_t{kRowLoads} << log_group) < loads) ++log_group;
+  launch(loss_row_sums<T, Shape, Scalar>, divide_up(rows.rows << log_group, kLossThreads), kLossThreads, stream, shape,
+         rows, weights, in_vectors, log_group, out);
 }
 
 template <class T, class Shape, class Scalar>
@@ -327,11 +370,13 @@ void write_loss(const Shape& shape, const LossRows<Scalar>& rows, Weights<T> wei
          weights, is_aligned(rows.logits) && is_aligned(out), out);
 }
 
-template <class T, class Shape, class Scalar>
-void write_loss_gradient(const Shape& shape, const LossRows<Scalar>& rows, Weights<T> weights,
-                         const Incoming<T, Scalar>& grad, Scalar* out, Stream stream) {
-  launch(loss_gradient<T, Shape, Scalar>, loss_tiles(rows), kLossThreads, stream, shape, rows, Divider(rows.classes),
-         weights, is_aligned(rows.logits) && is_aligned(out), grad, out);
+// `Gradient` is one of GradientOfSum, GradientOfRows and GradientOfEach.
+template <class Gradient, class T, class Shape, class Scalar, class Incoming>
+void write_loss_gradient(const Shape& shape, const LossRows<Scalar>& rows, Weights<T> weights, const Incoming* incoming,
+                         Scalar* out, Stream stream) {
+  const bool loads_vectors = is_aligned(rows.logits) && is_aligned(out);
+  launch(loss_gradient<Gradient, T, Shape, Scalar, Incoming>, loss_tiles(rows), kLossThreads, stream, shape, rows,
+         Divider(rows.classes), weights, loads_vectors && (Gradient::kDiffersByRow || is_aligned(incoming)), incoming, out);
 }
 
 }  // namespace detkit

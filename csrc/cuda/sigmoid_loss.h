@@ -64,11 +64,20 @@ Tensor sigmoid_loss_backward(const std::optional<Tensor>& grad, const Tensor& lo
     using Scalar = decltype(zero);
     using T = typename Accumulate<Scalar>::type;
     Tensor out = torch::stable::empty_like(inputs.logits);
-    const Incoming<T, Scalar> incoming{g && reduction == kSum ? g->const_data_ptr<T>() : nullptr,
-                                       g && reduction == kAnchor ? g->const_data_ptr<T>() : nullptr,
-                                       g && reduction == kNone ? g->const_data_ptr<Scalar>() : nullptr};
-    write_loss_gradient(shape_for(T{}), loss_rows<Scalar>(inputs), weights_of<T>(alpha), incoming,
-                        out.mutable_data_ptr<Scalar>(), device.stream());
+    Scalar* const slopes = out.mutable_data_ptr<Scalar>();
+    const auto shape = shape_for(T{});
+    const auto rows = loss_rows<Scalar>(inputs);
+    const auto weights = weights_of<T>(alpha);
+    if (reduction == kSum) {
+      const T* const incoming = g ? g->const_data_ptr<T>() : nullptr;
+      write_loss_gradient<GradientOfSum<T, Scalar>>(shape, rows, weights, incoming, slopes, device.stream());
+    } else if (reduction == kAnchor) {
+      write_loss_gradient<GradientOfRows<T, Scalar>>(shape, rows, weights, g->const_data_ptr<T>(), slopes,
+                                                     device.stream());
+    } else {
+      write_loss_gradient<GradientOfEach<T, Scalar>>(shape, rows, weights, g->const_data_ptr<Scalar>(), slopes,
+                                                     device.stream());
+    }
     return out;
   });
 }

@@ -56,25 +56,45 @@ DETKIT_HD bool suppresses(const Box<T>& a, const Box<T>& b, T threshold) {
   return inter > product(threshold, a.area + b.area - inter);
 }
 
+// A threshold of suppression, and its float32; that is 0 where it is no normal number, which leaves all to float64.
+struct Threshold {
+  double exact;
+  float narrow;
+
+  explicit DETKIT_HD Threshold(double exact_)
+      : exact(exact_), narrow(exact_ >= 0x1p-126 ? static_cast<float>(exact_) : 0.0f) {}
+};
+
+// Whether two boxes may overlap: those that do not are apart in float64 too. Cheap, for most pairs are apart.
+template <class T>
+DETKIT_HD bool may_overlap(const T* a, const T* b) {
+  return a[0] < b[2] && a[2] > b[0] && a[1] < b[3] && a[3] > b[1];
+}
+
+DETKIT_HD bool suppresses(const Box<double>& a, const Box<double>& b, const Threshold& threshold) {
+  return suppresses(a, b, threshold.exact);
+}
+
 // The same decision for boxes in float32, by float32 where that is beyond doubt: for machines on which float64 is slow.
 //
 // In units of 2^-24, each side is off by 1 relative to itself, so each area and the intersection by 3; the union, which is
 // no smaller than any of them, by 12; its product with the rounded threshold by 14. With what both sides of a comparison
-// lose to the margin, that stays below 20, and the margin is 32. It holds among normal numbers: the bound must be one, with
-// room for the intersection below it. The sign of a difference is exact, so boxes apart are so in float64 too.
-DETKIT_HD bool suppresses(const Box<float>& a, const Box<float>& b, double threshold) {
+// lose to the margin, that stays below 20, and the margin is 32. It holds among normal numbers: the threshold must be one,
+// and the bound, with room for the intersection below it. The sign of a difference is exact, so boxes apart are so in
+// float64 too.
+DETKIT_HD bool suppresses(const Box<float>& a, const Box<float>& b, const Threshold& threshold) {
   const float width = (a.x1 < b.x1 ? a.x1 : b.x1) - (a.x0 > b.x0 ? a.x0 : b.x0);
   const float height = (a.y1 < b.y1 ? a.y1 : b.y1) - (a.y0 > b.y0 ? a.y0 : b.y0);
   if (!(width > 0 && height > 0)) return false;
   const float inter = product(width, height);
-  const float all = a.area + b.area - inter, bound = product(static_cast<float>(threshold), all);
+  const float all = a.area + b.area - inter, bound = product(threshold.narrow, all);
   if (bound >= 0x1p-100f && all <= 0x1p100f) {
     constexpr float kMargin = 0x1p-19f;
     if (inter > product(bound, 1 + kMargin)) return true;
     if (inter < product(bound, 1 - kMargin)) return false;
   }
   const double wide_a[] = {a.x0, a.y0, a.x1, a.y1}, wide_b[] = {b.x0, b.y0, b.x1, b.y1};
-  return suppresses(Box<double>(wide_a), Box<double>(wide_b), threshold);
+  return suppresses(Box<double>(wide_a), Box<double>(wide_b), threshold.exact);
 }
 
 // Intersection over union; 0 where it is not a number. Without a branch, for vectors: boxes apart give 0 or 0 / 0.

@@ -1,5 +1,6 @@
 // Checks the torch-free headers of csrc/math by a plain program; prints what fails and returns the number of failures.
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <initializer_list>
 #include <limits>
@@ -99,6 +100,54 @@ void overlaps() {
   }
 }
 
+// Random numbers of any scale, some of them of one that is drawn once for all.
+struct Random {
+  uint64_t state = 1;
+
+  uint64_t bits() {  // xorshift
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return state;
+  }
+  double uniform(double low, double high) { return low + (high - low) * static_cast<double>(bits() >> 11) * 0x1p-53; }
+};
+
+void suppression_in_float32_is_that_in_float64() {
+  const auto decides_alike = [](const float* a, const float* b, double threshold) {
+    const double wide_a[] = {a[0], a[1], a[2], a[3]}, wide_b[] = {b[0], b[1], b[2], b[3]};
+    const bool wide = detkit::suppresses(detkit::Box<double>(wide_a), detkit::Box<double>(wide_b), threshold);
+    expect(detkit::suppresses(detkit::Box<float>(a), detkit::Box<float>(b), detkit::Threshold(threshold)) == wide,
+           "float32 decides otherwise at threshold", threshold, a[0]);
+    expect(!wide || detkit::may_overlap(a, b), "boxes that overlap seem apart", threshold, a[0]);
+  };
+  const float far_a[] = {0, 0, 0x1p45f, 0x1p45f}, far_b[] = {0, 0, 0x1.1p-30f, 0x1p-29f};
+  decides_alike(far_a, far_b, 0x1.3p-149);  // a threshold below the normal numbers of float32
+  const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  for (const float odd : {nan, inf, -inf, 0.0f, -1.0f, 3e38f, 1e-45f})
+    for (int place = 0; place < 4; ++place)
+      for (const double threshold : {0.0, 0.5, 1.0}) {
+        float a[] = {0, 0, 2, 2}, b[] = {1, 0, 3, 2};
+        a[place] = odd;
+        decides_alike(a, b, threshold);
+        decides_alike(b, a, threshold);
+      }
+  Random random;
+  for (int i = 0; i < 1000000; ++i) {  // pairs whose overlap is at the threshold, or next to it, of any size
+    const double scale = std::exp2(random.uniform(-70, 55)), shift = random.bits() % 4 ? 0 : random.uniform(-9, 9) * scale;
+    float box[2][4];
+    for (auto& corners : box)
+      for (int c = 0; c < 2; ++c) {
+        corners[c] = static_cast<float>(shift + random.uniform(0, 1) * scale);
+        corners[c + 2] = static_cast<float>(corners[c] + random.uniform(0.2, 2) * scale);
+      }
+    const double wide_a[] = {box[0][0], box[0][1], box[0][2], box[0][3]};
+    const double wide_b[] = {box[1][0], box[1][1], box[1][2], box[1][3]};
+    const double exact = detkit::iou(detkit::Box<double>(wide_a), detkit::Box<double>(wide_b));
+    const double step = std::exp2(-18.0 - static_cast<double>(random.bits() % 34));
+    for (const double threshold : {exact, exact * (1 + step), exact * (1 - step)})
+      decides_alike(box[0], box[1], threshold > 1 ? 1 : threshold);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -107,5 +156,6 @@ int main() {
   losses_pass_on_what_is_no_number();
   elementary_functions_are_right_to_rounding();
   overlaps();
+  suppression_in_float32_is_that_in_float64();
   return failures > 100 ? 100 : failures;
 }

@@ -112,6 +112,22 @@ T atomicMax(T* address, T value) {
   return found;
 }
 
+template <class T>
+T atomicOr(T* address, T value) {
+  return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
+}
+
+template <class T>
+T atomicAnd(T* address, T value) {
+  return __atomic_fetch_and(address, value, __ATOMIC_RELAXED);
+}
+
+// A load past the first-level cache, which is what may race with atomics of other blocks.
+template <class T>
+T __ldcg(const T* address) {
+  return __atomic_load_n(address, __ATOMIC_RELAXED);
+}
+
 namespace detkit {
 
 struct Stream {};
