@@ -296,7 +296,7 @@ void suppression(const Scene& s, bool with_groups, bool with_quota, bool as_list
 
 void all_suppressions() {
   Random random(2);
-  for (const int64_t count : {1, 63, 64, 65, 300, 2047, 2049, 4200})
+  for (const int64_t count : {1, 63, 64, 65, 300, 2047, 2049, 9000})
     for (const double threshold : {0.3, 0.0, 0.7}) {
       if (count > 3000 && threshold != 0.3) continue;
       const Scene one = draw_scene(random, 1, count, threshold, 2 * std::sqrt(static_cast<double>(count)));

@@ -312,8 +312,12 @@ assert not {"pybind11", "ninja", "setuptools", "torch._dynamo", "torch.utils.cpp
 
 
 def nothing_loaded(monkeypatch):
-    """As if nothing had been loaded yet, no library were installed, and none could be built."""
-    monkeypatch.setenv("CXX", "no-such-compiler")
+    """As if nothing had been loaded yet, no library were installed, and none could be built.
+
+    Not by CXX: what an operation has PyTorch import meanwhile would keep it.
+    """
+    no_compiler = _build.BuildError("no C++ compiler was found here")
+    monkeypatch.setattr(_build, "_find_compiler", lambda: _raise(no_compiler))
     monkeypatch.setattr(_library, "_prebuilt", lambda device: (None, ""))
     for name in ("_load", "_found"):
         monkeypatch.setattr(_library, name, functools.cache(getattr(_library, name).__wrapped__))
@@ -650,7 +654,7 @@ def test_the_first_use_compiles_for_the_visible_gpus(machine, monkeypatch, gpu, 
     nvcc = write_nvcc(machine, "13.1", 80, 90)
     monkeypatch.setattr(_nvcc, "_candidates", lambda: [str(nvcc)])
     monkeypatch.setattr(_library, "_gpus", lambda: [gpu, gpu])
-    monkeypatch.setenv("CXX", sys.executable)  # something that is there
+    monkeypatch.setattr(_build, "_find_compiler", lambda: sys.executable)  # something that is there
     built = []
     monkeypatch.setattr(_build, "_build", lambda path, ninja, rules: (built.append(rules), path.write_bytes(SEALED)))
     word = f"sm_{gpu[0]}{gpu[1]}"

@@ -100,8 +100,9 @@ class FocalLossStar(SigmoidLoss):
 
     def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Reduction) -> Tensor:
         """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
-        options = {"alpha": self.alpha, "gamma": self.gamma, "beta": self.beta}
-        return ops.sigmoid_focal_loss_star(logits_NRK, labels_NR, **options, reduction=reduction)
+        return ops.sigmoid_focal_loss_star(
+            logits_NRK, labels_NR, alpha=self.alpha, gamma=self.gamma, beta=self.beta, reduction=reduction
+        )
 
 
 @CLS_LOSSES.register()
