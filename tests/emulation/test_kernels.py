@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from detkit.ops import _build
 from tests.emulation import emulated
 
 HERE = Path(__file__).resolve().parent
@@ -28,22 +27,14 @@ ENDS_AT_ERRORS = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_lea
 sanitized = pytest.mark.skipif(not os.environ.get("DETKIT_SANITIZERS"), reason="takes minutes: `make sanitize` runs it")
 
 
-@pytest.fixture(scope="module")
-def compiler() -> list[str]:
-    try:
-        return _build._find_compiler().split()
-    except _build.BuildError as error:
-        pytest.skip(str(error))
-
-
-def build(compiler: list[str], repository: Path, folder: Path, sanitizer: str) -> Path:
+def build(cpp_compiler: list[str], repository: Path, folder: Path, sanitizer: str) -> Path:
     """Build the program of a copy of the repository."""
     flags, told = SANITIZERS[sanitizer]
     tests, program = repository / "tests" / "emulation", folder / "program"
-    common = [*compiler, *emulated.FLAGS, f"-I{tests}", "-g1", *told]
+    common = [*cpp_compiler, *emulated.FLAGS, f"-I{tests}", "-g1", *told]
     for name, own in (("fibres", []), ("kernels", flags)):
         run([*common, *own, "-c", str(tests / f"{name}.cpp"), "-o", str(folder / f"{name}.o")])
-    run([*compiler, *flags, str(folder / "fibres.o"), str(folder / "kernels.o"), "-o", str(program)])
+    run([*cpp_compiler, *flags, str(folder / "fibres.o"), str(folder / "kernels.o"), "-o", str(program)])
     return program
 
 
@@ -60,15 +51,15 @@ def output_of(program: Path, *parts: str) -> tuple[int, str]:
     return result.returncode, result.stdout + result.stderr
 
 
-def test_the_kernels_equal_plain_loops(compiler, tmp_path):
-    code, output = output_of(build(compiler, HERE.parents[1], tmp_path, ""), *PARTS, "large", "rules")
+def test_the_kernels_equal_plain_loops(cpp_compiler, tmp_path):
+    code, output = output_of(build(cpp_compiler, HERE.parents[1], tmp_path, ""), *PARTS, "large", "rules")
     assert code == 0, output
 
 
 @sanitized
 @pytest.mark.parametrize("sanitizer", ["AddressSanitizer", "ThreadSanitizer"])
-def test_the_kernels_are_clean(compiler, tmp_path, sanitizer):
-    code, output = output_of(build(compiler, HERE.parents[1], tmp_path, sanitizer), *PARTS)
+def test_the_kernels_are_clean(cpp_compiler, tmp_path, sanitizer):
+    code, output = output_of(build(cpp_compiler, HERE.parents[1], tmp_path, sanitizer), *PARTS)
     assert code == 0, output[-3000:]
 
 
@@ -162,12 +153,12 @@ BUGS = [
 
 @sanitized
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_a_planted_bug_is_caught(compiler, tmp_path, bug):
+def test_a_planted_bug_is_caught(cpp_compiler, tmp_path, bug):
     sanitizer = bug.noticed_by if bug.noticed_by in SANITIZERS else ""
     text = (KERNELS / bug.file).read_text()
     assert text.count(bug.line) == 1, "the line that this test changes is no longer there, or not once"
     changed = copy_with(tmp_path, bug.file, text.replace(bug.line, bug.planted))
-    code, output = output_of(build(compiler, changed, tmp_path, sanitizer), bug.part)
+    code, output = output_of(build(cpp_compiler, changed, tmp_path, sanitizer), bug.part)
     assert code != 0
     assert bug.noticed_by in output
 
@@ -181,10 +172,10 @@ BARRIERS = [
 
 @sanitized
 @pytest.mark.parametrize(("file", "place", "barrier"), BARRIERS)
-def test_a_missing_barrier_is_caught(compiler, tmp_path, file, place, barrier):
+def test_a_missing_barrier_is_caught(cpp_compiler, tmp_path, file, place, barrier):
     text = (KERNELS / file).read_text()
     changed = copy_with(tmp_path, file, text[:place] + text[place + len(barrier) :])
-    code, output = output_of(build(compiler, changed, tmp_path, "ThreadSanitizer"), *PARTS)
+    code, output = output_of(build(cpp_compiler, changed, tmp_path, "ThreadSanitizer"), *PARTS)
     assert code != 0
     assert "ThreadSanitizer: data race" in output
 
