@@ -1,10 +1,9 @@
-// The tensors of match_anchors on every device, contiguous and of one type, with its outputs. The Python face has checked
-// their shapes; a graph that calls the operator itself has not.
+// The tensors of match_anchors on every device, contiguous and of one type, with its outputs. The Python face has
+// checked their shapes; a graph that calls the operator itself has not.
 #pragma once
 
 #include <cstdint>
 #include <optional>
-#include <tuple>
 
 #include "tensor.h"
 

@@ -1,8 +1,10 @@
 // What suppression reads on every device.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "tensor.h"
 
@@ -25,10 +27,16 @@ void with_exact(const Tensor& boxes, const Tensor& scores, const F& f) {
   });
 }
 
+// Quotas as numbers of boxes, of which there are `count`: a larger one wants them all, one below 0 none.
+inline std::vector<int64_t> bounded(std::vector<int64_t> quota, int64_t count) {
+  for (int64_t& wanted : quota) wanted = std::clamp<int64_t>(wanted, 0, count);
+  return quota;
+}
+
 // Integers beside the scores, such as groups and kinds (`what` names them), as int64; or none.
-class Beside {
+class PerBox {
  public:
-  Beside(const char* what, const std::optional<Tensor>& values, const Tensor& scores) {
+  PerBox(const char* what, const std::optional<Tensor>& values, const Tensor& scores) {
     if (!values) return;
     STD_TORCH_CHECK(values->numel() == scores.numel(), what, " must have the shape of scores");
     check_same_device(what, *values, scores);

@@ -57,18 +57,17 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, std:
 
 Tensor batched_nms(const Tensor& boxes, const Tensor& scores, const Tensor& groups, double iou_threshold,
                    std::optional<int64_t> max_keep) {
-  return kept_indices(boxes, scores, Beside("batched_nms: groups", groups, scores).from(0), iou_threshold, max_keep);
+  return kept_indices(boxes, scores, PerBox("batched_nms: groups", groups, scores).from(0), iou_threshold, max_keep);
 }
 
 // How many boxes of each kind are still wanted; without a quota, all.
 class Quota {
  public:
-  // Of `count` boxes; a larger quota wants them all.
+  // Of `count` boxes.
   Quota(const std::optional<std::vector<int64_t>>& quota, int64_t count)
-      : unlimited_(!quota), left_(quota.value_or(std::vector<int64_t>{})) {
-    for (int64_t& wanted : left_) wanted = std::clamp<int64_t>(wanted, 0, count);
-    total_ = std::accumulate(left_.begin(), left_.end(), int64_t{0});
-  }
+      : unlimited_(!quota),
+        left_(bounded(quota.value_or(std::vector<int64_t>{}), count)),
+        total_(std::accumulate(left_.begin(), left_.end(), int64_t{0})) {}
 
   bool is_full() const { return !unlimited_ && total_ == 0; }
 
@@ -87,8 +86,8 @@ class Quota {
 };
 
 template <class Coordinate, class Score>
-void mask_image(const Coordinate* boxes, const Score* scores, const int64_t* groups, const int64_t* kinds, int64_t count,
-                double threshold, Quota quota, bool* mask) {
+void mask_image(const Coordinate* boxes, const Score* scores, const int64_t* groups, const int64_t* kinds,
+                int64_t count, double threshold, Quota quota, bool* mask) {
   std::fill_n(mask, count, false);
   if (quota.is_full()) return;
   const auto order = rank_by_score(scores, count, true);
@@ -100,7 +99,7 @@ void mask_image(const Coordinate* boxes, const Score* scores, const int64_t* gro
 
 Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold, std::optional<Tensor> groups,
                 std::optional<Tensor> kinds, std::optional<std::vector<int64_t>> quota) {
-  const Beside group("nms_mask: groups", groups, scores), kind("nms_mask: kinds", kinds, scores);
+  const PerBox group("nms_mask: groups", groups, scores), kind("nms_mask: kinds", kinds, scores);
   const int64_t images = scores.size(0), count = scores.size(1);
   const Quota wanted(quota, count);
   Tensor mask = torch::stable::new_empty(scores, scores.sizes(), ScalarType::Bool);

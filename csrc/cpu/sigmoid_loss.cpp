@@ -273,8 +273,8 @@ Tensor sigmoid_loss(const char* op, const Tensor& logits, const Tensor& labels, 
       each(loops, rows, weights, out.mutable_data_ptr<Scalar>());
       return out;
     }
-    Tensor out = reduction == kAnchor ? inputs.new_per_row(accumulate_type(dtype))
-                                      : inputs.new_scalar(accumulate_type(dtype));
+    Tensor out =
+        reduction == kAnchor ? inputs.new_per_row(accumulate_type(dtype)) : inputs.new_scalar(accumulate_type(dtype));
     T* const result = out.mutable_data_ptr<T>();
     if (reduction == kAnchor) {
       sum_of_rows(loops, rows, weights, result);

@@ -1,8 +1,9 @@
-// What the kernels use of the device beyond the language itself, and how the host starts them. This header is the seam at
-// which the tests put a device emulated on the CPU (tests/emulation).
+// What the kernels use of the device beyond the language itself, and how the host starts them. This header is the seam
+// at which the tests put a device emulated on the CPU (tests/emulation).
 //
 // The rules that both keep: a warp operation is called by all 32 lanes, __syncthreads() by all threads of a block, and
-// DETKIT_SHARED stands at the head of a kernel. Kernels use only what tests/emulation/emulated_device.h has; it is short.
+// DETKIT_SHARED stands at the head of a kernel. Kernels use only what tests/emulation/emulated_device.h has; it is
+// short.
 #pragma once
 
 #ifdef DETKIT_EMULATED_DEVICE
@@ -27,10 +28,11 @@ inline void check(cudaError_t error) {
   if (error != cudaSuccess) cudaGetLastError();  // forgets it: it is said here, not at torch's next launch
   const bool is_of_the_build = error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion;
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error),
-                  is_of_the_build ? " (`python -m detkit.env` says what the kernels were compiled for; a newer driver, or "
-                                    "TORCH_CUDA_ARCH_LIST with this GPU at install, mends it; DETKIT_OPS=reference goes "
-                                    "without them)"
-                                  : "");
+                  is_of_the_build
+                      ? " (`python -m detkit.env` says what the kernels were compiled for; a newer driver, or "
+                        "TORCH_CUDA_ARCH_LIST with this GPU at install, mends it; DETKIT_OPS=reference goes "
+                        "without them)"
+                      : "");
 }
 
 // Makes a device the current one while it lives, and knows its current stream.
@@ -53,7 +55,8 @@ class OnDevice {
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, Stream stream, Arguments... arguments) {
   if (blocks == 0) return;
-  STD_TORCH_CHECK(blocks < int64_t{1} << 31, "CUDA: an input of this size needs ", blocks, " blocks, more than 2^31 - 1");
+  STD_TORCH_CHECK(blocks < int64_t{1} << 31, "CUDA: an input of this size needs ", blocks,
+                  " blocks, more than 2^31 - 1");
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));

@@ -1,9 +1,8 @@
-#include "match_anchors.cuh"
-
 #include <optional>
 #include <tuple>
 
 #include "../common/matching.h"
+#include "match_anchors.cuh"
 
 namespace detkit {
 namespace {

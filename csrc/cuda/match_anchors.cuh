@@ -1,16 +1,16 @@
-// The kernels of match_anchors, without torch. A thread has an anchor, a warp 32 neighbours; it compares only the ground
-// truth that their bounding box meets, for elsewhere the overlap is 0, which changes nothing. 32 ground truths are tried at
-// once, one by each lane; those that are near are then met by all lanes, in order. No anchors x boxes matrix exists.
+// The kernels of match_anchors, without torch. A thread has an anchor, a warp 32 neighbours; it compares only the
+// ground truth that their bounding box meets, for elsewhere the overlap is 0, which changes nothing. 32 ground truths
+// are tried at once, one by each lane; those that are near are then met by all lanes, in order. No anchors x boxes
+// matrix exists.
 //
-//   label   finds each anchor's best ground truth and labels it by the thresholds; and each ground truth's largest overlap
+//   label   finds each anchor's best ground truth and labels it by the thresholds; and each ground truth's largest
+//   overlap
 //           (its peak), as a maximum of integers, which is the same in any order.
 //   rescue  for low-quality matches: evaluates overlaps again, to the same bits, with the ground truth whose peak can
 //           rescue an anchor, and lifts the labels of those that reach it.
 #pragma once
 
 #include <cstdint>
-#include <limits>
-#include <type_traits>
 
 #include "../math/box.h"
 #include "../math/elementary.h"
@@ -27,12 +27,12 @@ struct Matching {
   int64_t images, count, truths;  // anchors of an image, ground truths with padding
   const T* anchors;               // [count, 4], or [images, count, 4]
   bool by_image;
-  const bool* valid;         // [images, count]; null: all are
+  const bool* valid;          // [images, count]; null: all are
   const T* gt_boxes;          // [images, truths, 4]
   bool is_aligned;            // to 16 bytes, both arrays of boxes
   const int64_t* gt_classes;  // [images, truths], negative: padding
   MatchingRule<T> rule;
-  Bits<T>* peaks;  // [images, truths], zero at first; unused without low-quality matches
+  Bits<T>* peaks;             // [images, truths], zero at first; unused without low-quality matches
   int64_t *labels, *matched;  // [images, count]
 
   __host__ __device__ int64_t blocks_of_image() const { return divide_up(count, kMatchThreads); }
@@ -67,7 +67,8 @@ struct Anchors {
 
 // Calls meet(ground truth, its box) in order for those that `is_wanted(ground truth)` and are near; by all lanes.
 template <class T, class IsWanted, class Meet>
-__device__ void each_near(const Matching<T>& m, const Anchors<T>& anchors, const IsWanted& is_wanted, const Meet& meet) {
+__device__ void each_near(const Matching<T>& m, const Anchors<T>& anchors, const IsWanted& is_wanted,
+                          const Meet& meet) {
   const T* const boxes = m.gt_boxes + 4 * anchors.image * m.truths;
   for (int64_t start = 0; start < m.truths; start += kWarp) {
     const int64_t mine = start + lane();
@@ -126,9 +127,7 @@ __global__ void __launch_bounds__(kMatchThreads, kMatchBlocks) rescue_anchors(Ma
   bool is_rescued = false;
   each_near(
       m, anchors, [&](int64_t truth) { return m.rule.rescues_at(bit_cast<T>(peaks[truth])); },
-      [&](int64_t truth, const Box<T>& box) {
-        is_rescued |= iou(anchors.box, box) == bit_cast<T>(peaks[truth]);
-      });
+      [&](int64_t truth, const Box<T>& box) { is_rescued |= iou(anchors.box, box) == bit_cast<T>(peaks[truth]); });
   if (anchors.is_valid && is_rescued && m.rule.may_lift(m.labels[at])) m.labels[at] = classes[m.matched[at]];
 }
 

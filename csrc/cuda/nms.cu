@@ -25,17 +25,17 @@ struct Request {
   double threshold;
   const int64_t *groups, *kinds;
   std::optional<std::vector<int64_t>> quota;
-  bool has_no_candidates;
+  bool skips_minus_infinity;
 };
 
-// Arrays of the device in one piece of memory, which lives as long as their kernels are being started: what is freed then
-// is used again only after them, for both are in the order of the stream.
+// Arrays of the device in one piece of memory, which lives as long as their kernels are being started: what is freed
+// then is used again only after them, for both are in the order of the stream.
 class Workspace {
  public:
   // Lets `place` point to an array, once memory is there.
   template <class T>
   void add(T*& place, int64_t count) {
-    arrays_.push_back({reinterpret_cast<void**>(const_cast<std::remove_const_t<T>**>(&place)), bytes_});
+    arrays_.push_back({reinterpret_cast<void**>(&place), bytes_});
     bytes_ += (count * static_cast<int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
   }
 
@@ -62,7 +62,7 @@ int64_t suppress_boxes(const Tensor& boxes, const Tensor& scores, const Request&
     const int64_t all = request.images * request.count;
     Tensor keys = torch::stable::new_empty(scores, {request.images, request.count},
                                            sizeof(Score) == 4 ? ScalarType::Int : ScalarType::Long);
-    make_keys(score, all, request.has_no_candidates, keys.mutable_data_ptr<Key<Score>>(), stream);
+    make_keys(score, all, request.skips_minus_infinity, keys.mutable_data_ptr<Key<Score>>(), stream);
     const auto [ranked, order] = stable_sort(keys);
 
     Suppression<Coordinate> s(request.images, request.count, request.threshold);
@@ -73,8 +73,10 @@ int64_t suppress_boxes(const Tensor& boxes, const Tensor& scores, const Request&
     s.mask = mask, s.list = list;
     const int64_t at_once = images_at_once(s.images);
     Workspace workspace;
-    workspace.add(s.boxes, 4 * all);
-    if (request.groups) workspace.add(s.groups, all);
+    Coordinate* ranked_boxes = nullptr;
+    int64_t* ranked_groups = nullptr;
+    workspace.add(ranked_boxes, 4 * all);
+    if (request.groups) workspace.add(ranked_groups, all);
     workspace.add(s.left, s.images * s.num_kinds);
     workspace.add(s.alive, s.images * s.padded() / kWarp);
     workspace.add(s.bits, at_once * s.words() * s.window());
@@ -82,9 +84,10 @@ int64_t suppress_boxes(const Tensor& boxes, const Tensor& scores, const Request&
     for (int32_t** array : {&s.num_places, &s.num_kept}) workspace.add(*array, at_once);
     for (int64_t** array : {&s.first, &s.next, &s.is_done, &s.num_result}) workspace.add(*array, at_once);
     workspace.allocate(scores);
+    s.boxes = ranked_boxes, s.groups = ranked_groups;
     if (s.has_quota) fill_quotas(s, request.quota->data(), stream);
-    arrange_boxes<Score>(s, ranked.template const_data_ptr<Key<Score>>(), request.has_no_candidates, box, request.groups,
-                         stream);
+    arrange_boxes<Score>(s, ranked.template const_data_ptr<Key<Score>>(), request.skips_minus_infinity, box,
+                         request.groups, ranked_boxes, ranked_groups, stream);
     suppress(s, stream);
     if (list) length = read_when_done(s.num_result, stream);
   });
@@ -112,20 +115,19 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, std:
 Tensor batched_nms(const Tensor& boxes, const Tensor& scores, const Tensor& groups, double iou_threshold,
                    std::optional<int64_t> max_keep) {
   const OnDevice device(scores.get_device_index());
-  return kept_indices(boxes, scores, Beside("batched_nms: groups", groups, scores).from(0), iou_threshold, max_keep);
+  return kept_indices(boxes, scores, PerBox("batched_nms: groups", groups, scores).from(0), iou_threshold, max_keep);
 }
 
 Tensor nms_mask(const Tensor& boxes, const Tensor& scores, double iou_threshold, std::optional<Tensor> groups,
                 std::optional<Tensor> kinds, std::optional<std::vector<int64_t>> quota) {
   const OnDevice device(scores.get_device_index());
   const int64_t images = scores.size(0), count = scores.size(1);
-  const Beside group("nms_mask: groups", groups, scores), kind("nms_mask: kinds", kinds, scores);
+  const PerBox group("nms_mask: groups", groups, scores), kind("nms_mask: kinds", kinds, scores);
   Tensor mask = torch::stable::new_empty(scores, scores.sizes(), ScalarType::Bool);
   if (images == 0 || count == 0) return mask;
   bool* const out = mask.mutable_data_ptr<bool>();
   set_to_zero(out, images * count, device.stream());
-  if (quota)
-    for (int64_t& wanted : *quota) wanted = std::clamp<int64_t>(wanted, 0, count);
+  if (quota) quota = bounded(*quota, count);
   suppress_boxes(boxes, scores, {images, count, iou_threshold, group.from(0), kind.from(0), quota, true}, out, nullptr,
                  device.stream());
   return mask;

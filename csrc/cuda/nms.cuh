@@ -1,139 +1,30 @@
-// The kernels of suppression, without torch. Boxes come in order of their scores. Windows of 2048 that are still alive are
-// decided one after the other, in two launches each, for all images at once:
+// The kernels of suppression, without torch. Boxes come in order of their scores. Windows of 2048 that are still alive
+// are decided one after the other, in two launches each, for all images at once:
 //
-//   compare  a block compares 256 boxes of the window with 64 that follow in it, and leaves a bit for each pair that would
-//            suppress; another one compares 256 boxes, from this window on, with 256 that the last window kept, and ends
-//            those that are suppressed.
+//   compare  a block compares 256 boxes of the window with 64 that follow in it, and leaves a bit for each pair that
+//   would
+//            suppress; another one compares 256 boxes, from this window on, with 256 that the last window kept, and
+//            ends those that are suppressed.
 //   resolve  a block decides the window of an image: 64 boxes at a time are cleared of what the kept ones before them
 //            suppress, then decided among themselves. Then it chooses the next window, of the boxes that are alive. (It
 //            does not know yet what this window suppresses: some of them will come to it dead. That saves a launch.)
 //
 // So the work is that of the boxes kept times those alive, and the part that is serial that of the survivors. Memory is
 // that of the boxes and of one window's bits, whatever their number. An image that has all it wants, or no box left, is
-// done: its later launches end at once. No block waits for another, and atomics are those of bits, in any order the same: the
-// result is the greedy one.
+// done: its later launches end at once. No block waits for another, and atomics are those of bits, in any order the
+// same: the result is the greedy one.
 #pragma once
 
 #include <cstdint>
-#include <limits>
-#include <type_traits>
 
-#include "../math/box.h"
-#include "../math/rank.h"
-#include "warp.cuh"
+#include "nms_order.cuh"
 
 namespace detkit {
 
-constexpr int kWindow = 2048;  // boxes that are decided together
-constexpr int kWord = 64;      // of them, at a time
-constexpr int kWords = kWindow / kWord;
 constexpr int kCompareThreads = 256;
 constexpr int kChunks = kWindow / kCompareThreads;  // that a window's kept boxes may be
-constexpr int kStep = 4;  // boxes that are tried at once
+constexpr int kStep = 4;                            // boxes that are tried at once
 constexpr int kResolveThreads = 512;
-constexpr int kArrangeThreads = 256;
-constexpr int kQuotasAtOnce = 256;
-
-// Suppression in some images, as the kernels see it. What is "ranked" is in order of suppression.
-template <class Coordinate>
-struct Suppression {
-  int64_t images, count;  // boxes of an image
-  Threshold threshold;    // infinite where nothing suppresses
-
-  const int64_t* order = nullptr;     // [images, count] the index of each ranked box
-  const Coordinate* boxes = nullptr;  // [images, count, 4] ranked
-  const int64_t* groups = nullptr;    // [images, count] ranked; null: all boxes are in one
-  const int64_t* kinds = nullptr;     // [images, count] by index; null: all are 0
-  bool has_quota = false;
-  int64_t num_kinds = 0;
-  int32_t* left = nullptr;  // [images, num_kinds] how many of each kind are still wanted
-
-  // A place is that of a ranked box.
-  uint32_t* alive = nullptr;      // [images, padded() / 32] a bit for each place: a candidate that nothing suppresses yet
-  int32_t* places = nullptr;      // [images, kWindow] the window, in order
-  int32_t* num_places = nullptr;  // [images]
-  int64_t* first = nullptr;       // [images] the place from which on the window was chosen
-  int64_t* next = nullptr;        // [images] the place behind it
-  uint64_t* bits = nullptr;       // [images, words(), window()] which boxes of a word of the window a box of it would suppress
-  int32_t* kept = nullptr;        // [images, kWindow] the places that the last window kept, in order
-  int32_t* num_kept = nullptr;    // [images]
-  int64_t* is_done = nullptr;     // [images]
-  int64_t* num_result = nullptr;  // [images] how many boxes the result has
-
-  bool* mask = nullptr;     // [images, count] the result, by index; or null
-  int64_t* list = nullptr;  // [count] the result of the one image, in order; or null
-
-  __host__ __device__ int64_t windows() const { return divide_up(count, kWindow); }
-  __host__ __device__ int64_t padded() const { return windows() * kWindow; }
-  // The most boxes of a window, in whole words: few boxes need no whole one.
-  __host__ __device__ int window() const {
-    return count < kWindow ? static_cast<int>(divide_up(count, kWord)) * kWord : kWindow;
-  }
-  __host__ __device__ int words() const { return window() / kWord; }
-
-  // Of images with so many boxes.
-  Suppression(int64_t images_, int64_t count_, double iou_threshold)
-      : images(images_),
-        count(count_),
-        threshold(iou_threshold < 1 ? iou_threshold : kInfinity<double>) {}
-
-  // The same for some of the images.
-  Suppression part(int64_t first, int64_t images_) const {
-    Suppression s = *this;
-    s.images = images_;
-    s.order += first * count, s.boxes += 4 * first * count, s.alive += first * (padded() / 32);
-    if (groups) s.groups += first * count;
-    if (kinds) s.kinds += first * count;
-    if (mask) s.mask += first * count;
-    s.left += first * num_kinds;
-    return s;  // the memory of windows serves one part after the other
-  }
-};
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The order
-// ---------------------------------------------------------------------------------------------------------------------
-
-// An integer as wide as a score, whose order is that of suppression.
-template <class Score>
-using Key = std::conditional_t<sizeof(Score) == 4, int32_t, int64_t>;
-
-template <class Score>
-constexpr Key<Score> kNoCandidate = std::numeric_limits<Key<Score>>::max();
-
-template <class Score>
-constexpr Key<Score> kSign = std::numeric_limits<Key<Score>>::min();
-
-// Keys of scores. Those that are no finite numbers are last, and -inf behind them where it says "no candidate".
-template <class Score>
-__global__ void __launch_bounds__(kArrangeThreads)
-    rank_scores(const Score* scores, int64_t count, bool has_no_candidates, Key<Score>* keys) {
-  const int64_t i = int64_t{blockIdx.x} * kArrangeThreads + threadIdx.x;
-  if (i >= count) return;
-  const Score score = scores[i];
-  const auto key = static_cast<Key<Score>>(rank_key(score)) ^ kSign<Score>;  // the order of unsigned, in signed ones
-  const bool is_none = has_no_candidates && score == -kInfinity<Score>;
-  keys[i] = has_no_candidates && !is_none && key == kNoCandidate<Score> ? key - 1 : key;
-}
-
-// Puts boxes and groups in order, and brings the candidates to life.
-template <class Score, class Coordinate>
-__global__ void __launch_bounds__(kArrangeThreads)
-    arrange(Suppression<Coordinate> s, const Key<Score>* ranked_keys, bool has_no_candidates, const Coordinate* boxes,
-            bool is_aligned, const int64_t* groups, Coordinate* ranked_boxes, int64_t* ranked_groups) {
-  const int64_t at = int64_t{blockIdx.x} * kArrangeThreads + threadIdx.x;
-  const int64_t image = at / s.padded(), place = at % s.padded();
-  const bool is_box = image < s.images && place < s.count;
-  bool is_candidate = false;
-  if (is_box) {
-    const int64_t to = image * s.count + place, from = image * s.count + s.order[to];
-    *reinterpret_cast<Corners<Coordinate>*>(ranked_boxes + 4 * to) = load_corners(boxes + 4 * from, is_aligned);
-    if (groups) ranked_groups[to] = groups[from];
-    is_candidate = !has_no_candidates || ranked_keys[to] != kNoCandidate<Score>;
-  }
-  const unsigned word = __ballot_sync(kAllLanes, is_candidate);
-  if (lane() == 0 && image < s.images) s.alive[at / kWarp] = word;
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Comparing
@@ -308,9 +199,9 @@ struct Desk {
   }
 };
 
-// The boxes of a word that are kept, by one warp: of the candidates, those that no kept one before them suppresses. A lane
-// has what the boxes of its own number and of 32 above it would suppress. Repeats the rule until nothing changes: after n
-// rounds the first n boxes are right, and mostly a few rounds do.
+// The boxes of a word that are kept, by one warp: of the candidates, those that no kept one before them suppresses. A
+// lane has what the boxes of its own number and of 32 above it would suppress. Repeats the rule until nothing changes:
+// after n rounds the first n boxes are right, and mostly a few rounds do.
 __device__ inline uint64_t decide_word(uint64_t candidates, uint64_t of_low, uint64_t of_high) {
   uint64_t kept = candidates;
   for (;;) {
@@ -380,8 +271,8 @@ __device__ void mark(const Suppression<Coordinate>& s, Desk& desk, const Holds& 
   }
 }
 
-// Takes of each kind as many of the kept boxes as are still wanted, into `halves`; a warp takes one kind after the other.
-// All threads come here.
+// Takes of each kind as many of the kept boxes as are still wanted, into `halves`; a warp takes one kind after the
+// other. All threads come here.
 template <class Coordinate>
 __device__ void take_quotas(const Suppression<Coordinate>& s, int64_t image, const int32_t* places, Desk& desk) {
   const int64_t* const order = s.order + image * s.count;
@@ -492,50 +383,12 @@ __global__ void __launch_bounds__(kResolveThreads) resolve(Suppression<Coordinat
   }
 }
 
-// Quotas as an argument of a kernel: no memory of the host is read later.
-struct Quotas {
-  int32_t at[kQuotasAtOnce];
-};
-
-static __global__ void __launch_bounds__(kArrangeThreads)
-    set_quotas(Quotas quotas, int64_t first, int64_t count, int64_t images, int64_t num_kinds, int32_t* left) {
-  const int64_t at = int64_t{blockIdx.x} * kArrangeThreads + threadIdx.x;
-  if (at < images * count) left[at / count * num_kinds + first + at % count] = quotas.at[at % count];
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Their launches
 // ---------------------------------------------------------------------------------------------------------------------
 
 // The images that share the memory of a window.
 inline int64_t images_at_once(int64_t images) { return images < 64 ? images : 64; }
-
-template <class Score>
-void make_keys(const Score* scores, int64_t count, bool has_no_candidates, Key<Score>* keys, Stream stream) {
-  launch(rank_scores<Score>, divide_up(count, kArrangeThreads), kArrangeThreads, stream, scores, count,
-         has_no_candidates, keys);
-}
-
-// Puts `boxes` and `groups` (null: none) in order into the memory that `s` reads.
-template <class Score, class Coordinate>
-void arrange_boxes(const Suppression<Coordinate>& s, const Key<Score>* ranked_keys, bool has_no_candidates,
-                   const Coordinate* boxes, const int64_t* groups, Stream stream) {
-  launch(arrange<Score, Coordinate>, divide_up(s.images * s.padded(), kArrangeThreads), kArrangeThreads, stream, s,
-         ranked_keys, has_no_candidates, boxes, is_aligned(boxes), groups, const_cast<Coordinate*>(s.boxes),
-         const_cast<int64_t*>(s.groups));
-}
-
-// `quota` has num_kinds numbers, none above the number of boxes.
-template <class Coordinate>
-void fill_quotas(const Suppression<Coordinate>& s, const int64_t* quota, Stream stream) {
-  for (int64_t first = 0; first < s.num_kinds; first += kQuotasAtOnce) {
-    const int64_t count = s.num_kinds - first < kQuotasAtOnce ? s.num_kinds - first : kQuotasAtOnce;
-    Quotas quotas = {};
-    for (int64_t i = 0; i < count; ++i) quotas.at[i] = static_cast<int32_t>(quota[first + i]);
-    launch(set_quotas, divide_up(s.images * count, kArrangeThreads), kArrangeThreads, stream, quotas, first, count,
-           s.images, s.num_kinds, s.left);
-  }
-}
 
 // Needs the mask at zero, quotas filled and boxes arranged. A list is waited for anyway, so with one this asks now and
 // then whether all is done, instead of starting what would end at once.

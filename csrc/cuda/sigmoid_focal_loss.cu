@@ -30,9 +30,8 @@ std::tuple<Tensor, Tensor> sigmoid_focal_loss_with_gradient(const Tensor& logits
 
 Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels,
                                    std::optional<double> alpha, double gamma, int64_t reduction) {
-  return with_shape(gamma, [&](const auto& shape) {
-    return sigmoid_loss_backward(grad, logits, labels, alpha, reduction, shape);
-  });
+  return with_shape(
+      gamma, [&](const auto& shape) { return sigmoid_loss_backward(grad, logits, labels, alpha, reduction, shape); });
 }
 
 }  // namespace

@@ -11,17 +11,19 @@ auto shape(double gamma, double beta) {
   };
 }
 
-Tensor sigmoid_focal_loss_star(const Tensor& logits, const Tensor& labels, std::optional<double> alpha, double gamma, double beta,
-          int64_t reduction) {
+Tensor sigmoid_focal_loss_star(const Tensor& logits, const Tensor& labels, std::optional<double> alpha, double gamma,
+                               double beta, int64_t reduction) {
   return sigmoid_loss("sigmoid_focal_loss_star", logits, labels, alpha, reduction, shape(gamma, beta));
 }
 
-std::tuple<Tensor, Tensor> sigmoid_focal_loss_star_with_gradient(const Tensor& logits, const Tensor& labels, std::optional<double> alpha, double gamma, double beta) {
+std::tuple<Tensor, Tensor> sigmoid_focal_loss_star_with_gradient(const Tensor& logits, const Tensor& labels,
+                                                                 std::optional<double> alpha, double gamma,
+                                                                 double beta) {
   return sigmoid_loss_with_gradient("sigmoid_focal_loss_star", logits, labels, alpha, shape(gamma, beta));
 }
 
-Tensor sigmoid_focal_loss_star_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, std::optional<double> alpha, double gamma, double beta,
-                   int64_t reduction) {
+Tensor sigmoid_focal_loss_star_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels,
+                                        std::optional<double> alpha, double gamma, double beta, int64_t reduction) {
   return sigmoid_loss_backward(grad, logits, labels, alpha, reduction, shape(gamma, beta));
 }
 

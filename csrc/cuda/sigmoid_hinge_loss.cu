@@ -12,16 +12,17 @@ auto shape(double margin) {
 }
 
 Tensor sigmoid_hinge_loss(const Tensor& logits, const Tensor& labels, std::optional<double> alpha, double margin,
-          int64_t reduction) {
+                          int64_t reduction) {
   return sigmoid_loss("sigmoid_hinge_loss", logits, labels, alpha, reduction, shape(margin));
 }
 
-std::tuple<Tensor, Tensor> sigmoid_hinge_loss_with_gradient(const Tensor& logits, const Tensor& labels, std::optional<double> alpha, double margin) {
+std::tuple<Tensor, Tensor> sigmoid_hinge_loss_with_gradient(const Tensor& logits, const Tensor& labels,
+                                                            std::optional<double> alpha, double margin) {
   return sigmoid_loss_with_gradient("sigmoid_hinge_loss", logits, labels, alpha, shape(margin));
 }
 
-Tensor sigmoid_hinge_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels, std::optional<double> alpha, double margin,
-                   int64_t reduction) {
+Tensor sigmoid_hinge_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& labels,
+                                   std::optional<double> alpha, double margin, int64_t reduction) {
   return sigmoid_loss_backward(grad, logits, labels, alpha, reduction, shape(margin));
 }
 

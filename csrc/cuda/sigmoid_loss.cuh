@@ -1,10 +1,11 @@
 // The kernels of the losses on sigmoids, without torch: each logit is read in vectors of 16 bytes, and is one call of a
 // shape of math/. No one-hot tensor exists.
 //
-// A block takes a tile of consecutive logits, whatever the rows; each thread has several vectors of it in flight. Nearly
-// all vectors are plain: background only, so that nothing in them depends on labels. The arithmetic is as dear as the memory
-// (csrc/README.md), and this saves a third of it; the other vectors are taken afterwards, logit by logit. Sums go over tiles
-// of fixed size in fixed order, in double above a thread: they depend on nothing but the input.
+// A block takes a tile of consecutive logits, whatever the rows; each thread has several vectors of it in flight.
+// Nearly all vectors are plain: background only, so that nothing in them depends on labels. The arithmetic is as dear
+// as the memory (csrc/README.md), hence this; the other vectors are taken afterwards, logit by logit. Sums go over tiles of
+// fixed size in fixed order, in double above a thread: they depend on nothing but the input. The sums of rows alone are
+// taken by groups of lanes, a group to a row.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,7 @@
 namespace detkit {
 
 constexpr int kLossThreads = 256;
-constexpr int kRowLoads = 4;     // of a lane at once, in a sum over rows
+constexpr int kRowLoads = 4;    // of a lane at once, in a sum over rows
 constexpr int kLossBlocks = 4;  // of them, at least, have registers on a multiprocessor: 64 each
 
 // Logits [rows, classes] and their labels, contiguous.
@@ -74,8 +75,8 @@ class Tile {
  public:
   static constexpr int kCount = Vector<Scalar>::kCount, kVectors = kLossVectors<Scalar>;
 
-  // Vectors are plain only where all memory is aligned. Loads what `beside` needs with them: its load(i, index of the first
-  // logit, row); a vector of two rows is not plain where it differs by row.
+  // Vectors are plain only where all memory is aligned. Loads what `beside` needs with them: its load(i, index of the
+  // first logit, row); a vector of two rows is not plain where it differs by row.
   template <class Beside>
   __device__ Tile(const LossRows<Scalar>& rows, const Divider& by_classes, bool is_aligned, Beside& beside)
       : rows_(rows), total_(rows.count()), by_classes_(by_classes) {
@@ -98,8 +99,7 @@ class Tile {
       if (k[i] < 0 || rows_.classes < kCount) continue;  // a vector has parts of two rows at most
       const int64_t end = rows_.classes - k[i];
       if (Beside::kDiffersByRow && end < kCount) continue;
-      if (is_background(label[i], -k[i]) && is_background(next_label[i], end))
-        others_ &= ~(1u << i), plain_ |= 1u << i;
+      if (is_background(label[i], -k[i]) && is_background(next_label[i], end)) others_ &= ~(1u << i), plain_ |= 1u << i;
     }
   }
 
@@ -177,8 +177,8 @@ struct ValueOf {
   }
 };
 
-// The gradient that comes to the reduced loss, one for each reduction: a factor of all logits, and one of a logit, which for
-// plain vectors is loaded with them.
+// The gradient that comes to the reduced loss, one for each reduction: a factor of all logits, and one of a logit,
+// which for plain vectors is loaded with them.
 template <class T, class Scalar>
 struct GradientOfSum : Nothing {
   static constexpr int kBlocks = kLossBlocks;
@@ -218,7 +218,8 @@ struct GradientOfEach {
   __device__ T of(const Term<T>& term) const { return static_cast<T>(grad[term.index]); }
 };
 
-// The sum over a block, for each of its threads. It may not be called twice with the same `parts` without a barrier between.
+// The sum over a block, for each of its threads. It may not be called twice with the same `parts` without a barrier
+// between.
 __device__ inline double sum_of_block(double value, Array<double, kLossThreads / kWarp>& parts) {
   value = over_lanes(value, Plus());
   if (lane() == 0) parts[warp()] = value;
@@ -308,7 +309,8 @@ __global__ void __launch_bounds__(kLossThreads, kLossBlocks - 1)
 // Each logit's loss.
 template <class T, class Shape, class Scalar>
 __global__ void __launch_bounds__(kLossThreads, kLossBlocks)
-    loss_each(Shape shape, LossRows<Scalar> rows, Divider by_classes, Weights<T> weights, bool is_aligned, Scalar* out) {
+    loss_each(Shape shape, LossRows<Scalar> rows, Divider by_classes, Weights<T> weights, bool is_aligned,
+              Scalar* out) {
   Nothing nothing;
   const Tile<T, Scalar> tile(rows, by_classes, is_aligned, nothing);
   const ValueOf<T, Shape> value_of{shape, weights};
@@ -376,7 +378,8 @@ void write_loss_gradient(const Shape& shape, const LossRows<Scalar>& rows, Weigh
                          Scalar* out, Stream stream) {
   const bool loads_vectors = is_aligned(rows.logits) && is_aligned(out);
   launch(loss_gradient<Gradient, T, Shape, Scalar, Incoming>, loss_tiles(rows), kLossThreads, stream, shape, rows,
-         Divider(rows.classes), weights, loads_vectors && (Gradient::kDiffersByRow || is_aligned(incoming)), incoming, out);
+         Divider(rows.classes), weights, loads_vectors && (Gradient::kDiffersByRow || is_aligned(incoming)), incoming,
+         out);
 }
 
 }  // namespace detkit

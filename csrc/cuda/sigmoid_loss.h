@@ -82,7 +82,8 @@ Tensor sigmoid_loss_backward(const std::optional<Tensor>& grad, const Tensor& lo
   });
 }
 
-// The sum and its gradient to the logits.
+// The sum and its gradient to the logits. On a device nothing of detkit asks for both at once; the operator is there
+// for whoever calls it.
 template <class ShapeFor>
 std::tuple<Tensor, Tensor> sigmoid_loss_with_gradient(const char* op, const Tensor& logits, const Tensor& labels,
                                                       std::optional<double> alpha, const ShapeFor& shape_for) {

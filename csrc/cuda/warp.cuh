@@ -45,7 +45,8 @@ __host__ __device__ inline int64_t divide_up(int64_t count, int64_t each) { retu
 __device__ inline int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ inline int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
 
-// Combines the values of a group of lanes, whose number is a power of 2, and gives the result to each. The order is fixed.
+// Combines the values of a group of lanes, whose number is a power of 2, and gives the result to each. The order is
+// fixed.
 template <class T, class Combine>
 __device__ T over_lanes(T value, const Combine& combine, int group = kWarp) {
   for (int distance = group / 2; distance > 0; distance /= 2)

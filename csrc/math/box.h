@@ -1,8 +1,8 @@
 // Overlap of boxes: xyxy, width = x1 - x0, a negative side counts as 0.
 //
 // The results are defined operation by operation, and equal the PyTorch reference bit by bit: on the device `product`
-// keeps its factors out of fused multiply-adds, elsewhere compile without contraction. A coordinate that is NaN makes the
-// area NaN, and with it every comparison false.
+// keeps its factors out of fused multiply-adds, elsewhere compile without contraction. A coordinate that is NaN makes
+// the area NaN, and with it every comparison false.
 #pragma once
 
 #include "host_device.h"
@@ -77,11 +77,11 @@ DETKIT_HD bool suppresses(const Box<double>& a, const Box<double>& b, const Thre
 
 // The same decision for boxes in float32, by float32 where that is beyond doubt: for machines on which float64 is slow.
 //
-// In units of 2^-24, each side is off by 1 relative to itself, so each area and the intersection by 3; the union, which is
-// no smaller than any of them, by 12; its product with the rounded threshold by 14. With what both sides of a comparison
-// lose to the margin, that stays below 20, and the margin is 32. It holds among normal numbers: the threshold must be one,
-// and the bound, with room for the intersection below it. The sign of a difference is exact, so boxes apart are so in
-// float64 too.
+// In units of 2^-24, each side is off by 1 relative to itself, so each area and the intersection by 3; the union, which
+// is no smaller than any of them, by 12; its product with the rounded threshold by 14. With what both sides of a
+// comparison lose to the margin, that stays below 20, and the margin is 32. It holds among normal numbers: the
+// threshold must be one, and the bound, with room for the intersection below it. The sign of a difference is exact, so
+// boxes apart are so in float64 too.
 DETKIT_HD bool suppresses(const Box<float>& a, const Box<float>& b, const Threshold& threshold) {
   const float width = (a.x1 < b.x1 ? a.x1 : b.x1) - (a.x0 > b.x0 ? a.x0 : b.x0);
   const float height = (a.y1 < b.y1 ? a.y1 : b.y1) - (a.y0 > b.y0 ? a.y0 : b.y0);

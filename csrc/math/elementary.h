@@ -20,7 +20,8 @@ DETKIT_HD To bit_cast(From from) {
   return to;
 }
 
-// exp(x) for x <= 0. Below the normal numbers of float the result is 0; on the device, where they cost nothing, it is there.
+// exp(x) for x <= 0. Below the normal numbers of float the result is 0; on the device, where they cost nothing, it is
+// there.
 DETKIT_HD float exp_nonpositive(float x) {
 #ifdef __CUDA_ARCH__
   return expf(x);  // to a unit of the last place, by the hardware's power of 2: half of the instructions below

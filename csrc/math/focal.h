@@ -36,12 +36,12 @@ struct PowerAny {
   DETKIT_HD T operator()(const Sigmoid<T>& s) const { return exp_nonpositive(gamma * s.log_q); }
 };
 
-// Any of them, chosen as it runs: where all elements go the same way at once, that costs nothing.
+// Any of them, chosen as it runs: for a device, where all elements go the same way at once, so that kernels need not be
+// compiled for each.
 template <class T>
 struct PowerAtRunTime {
   T gamma;
   DETKIT_HD T operator()(const Sigmoid<T>& s) const {
-    if (gamma == 2) return PowerTwo<T>{}(s);
     if (gamma == 1) return PowerOne<T>{}(s);
     if (gamma == 0) return PowerZero<T>{}(s);
     return PowerAny<T>{gamma}(s);

@@ -1,6 +1,6 @@
-// Labels: 0..K-1 a class, K background, -1 ignored; and what they make of the logits of a row in a loss: a class has the
-// weight `on` at its own logit and `off` at the others, a background row has `off` everywhere, an ignored row counts
-// for nothing, whatever it holds.
+// Labels: 0..K-1 a class, K background, -1 ignored; and what they make of the logits of a row in a loss: a class has
+// the weight `on` at its own logit and `off` at the others, a background row has `off` everywhere, an ignored row
+// counts for nothing, whatever it holds.
 #pragma once
 
 #include <cstdint>

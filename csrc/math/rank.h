@@ -8,8 +8,8 @@
 
 namespace detkit {
 
-// A key of a score that is smaller the earlier the box is taken. Scores that are no finite numbers have the largest key;
-// no other score has that or the one below.
+// A key of a score that is smaller the earlier the box is taken. Scores that are no finite numbers have the largest
+// key; no other score has that or the one below.
 DETKIT_HD uint32_t rank_key(float score) {
   if (!std::isfinite(score)) return ~uint32_t{0};
   const auto bits = bit_cast<uint32_t>(score + 0.0f);  // -0 becomes 0

@@ -17,7 +17,7 @@ from detkit.ops import _schema, reference
 
 Reduction = Literal["sum", "anchor", "none"]
 _REDUCTIONS = {"sum": reference.SUM, "anchor": reference.ANCHOR, "none": reference.NONE}
-_LARGEST = 1e6  # of an exponent, a slope or a shift: far beyond use, and within float32 with any logit
+LARGEST = 1e6  # of an exponent, a slope or a shift: far beyond use, and within float32 with any logit
 _LABELS = (torch.int64, torch.int32, torch.uint8)
 
 
@@ -48,7 +48,7 @@ def sigmoid_focal_loss(
     """
     _check_tensors(logits, labels)
     _check_options(alpha, reduction)
-    _check_number("gamma", gamma, 0 <= gamma <= _LARGEST, f"in [0, {_LARGEST:g}]")
+    _check_number("gamma", gamma, 0 <= gamma <= LARGEST, f"in [0, {LARGEST:g}]")
     return _loss("sigmoid_focal_loss", reduction, logits, labels, alpha, float(gamma))
 
 
@@ -74,8 +74,8 @@ def sigmoid_focal_loss_star(
     """
     _check_tensors(logits, labels)
     _check_options(alpha, reduction)
-    _check_number("gamma", gamma, 1 / _LARGEST <= gamma <= _LARGEST, f"in [{1 / _LARGEST:g}, {_LARGEST:g}]")
-    _check_number("beta", beta, abs(beta) <= _LARGEST, f"in [-{_LARGEST:g}, {_LARGEST:g}]")
+    _check_number("gamma", gamma, 1 / LARGEST <= gamma <= LARGEST, f"in [{1 / LARGEST:g}, {LARGEST:g}]")
+    _check_number("beta", beta, abs(beta) <= LARGEST, f"in [-{LARGEST:g}, {LARGEST:g}]")
     return _loss("sigmoid_focal_loss_star", reduction, logits, labels, alpha, float(gamma), float(beta))
 
 

@@ -52,7 +52,8 @@ def match_anchors(
 
     Raises:
         ValueError: naming the argument and its shape, type or range. RuntimeError: a class of K or above, on the CPU
-            only. Not differentiable.
+            only; elsewhere, where looking would cost a synchronisation, it becomes a label as it is. Not
+            differentiable.
     """
     _check_options(num_classes, positive_iou, negative_iou, low_quality)
     _check_tensors(anchors, gt_boxes, gt_classes, valid)

@@ -132,7 +132,8 @@ void suppression_in_float32_is_that_in_float64() {
       }
   Random random;
   for (int i = 0; i < 1000000; ++i) {  // pairs whose overlap is at the threshold, or next to it, of any size
-    const double scale = std::exp2(random.uniform(-70, 55)), shift = random.bits() % 4 ? 0 : random.uniform(-9, 9) * scale;
+    const double scale = std::exp2(random.uniform(-70, 55)),
+                 shift = random.bits() % 4 ? 0 : random.uniform(-9, 9) * scale;
     float box[2][4];
     for (auto& corners : box)
       for (int c = 0; c < 2; ++c) {

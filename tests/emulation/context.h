@@ -1,5 +1,6 @@
-// Contexts of execution that a program changes between by itself. On x86-64 a change saves the few registers that a call
-// must keep; elsewhere it is swapcontext, which also asks the system, and takes ten times as long. (For fibres.cpp alone.)
+// Contexts of execution that a program changes between by itself. On x86-64 a change saves the few registers that a
+// call must keep; elsewhere it is swapcontext, which also asks the system, and takes ten times as long. (For fibres.cpp
+// alone.)
 #pragma once
 
 #include <cstddef>

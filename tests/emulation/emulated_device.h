@@ -3,9 +3,9 @@
 // header forbid ends the launch with an error: a barrier that some threads do not come to, a warp operation without all
 // lanes, memory of the block that threads declare differently.
 //
-// Memory of the block holds garbage at first, and is walled off under AddressSanitizer. Under ThreadSanitizer a fibre is a
-// thread, and only what orders threads on a device orders them: barriers, not warp shuffles, nor the order in which they
-// happen to run; and no block is ordered before another of its launch.
+// Memory of the block holds garbage at first, and is walled off under AddressSanitizer. Under ThreadSanitizer a fibre
+// is a thread, and only what orders threads on a device orders them: barriers, not warp shuffles, nor the order in
+// which they happen to run; and no block is ordered before another of its launch.
 #pragma once
 
 #include <cmath>
@@ -30,7 +30,7 @@ struct Index {
 };
 
 struct Thread {
-  Index thread, block, block_size, grid_size;
+  Index thread, block;
 };
 
 // Runs a kernel, bound to its arguments, to its end. Throws std::runtime_error where it breaks a rule.
@@ -51,7 +51,8 @@ void check_lane(int lane);
 
 template <class T>
 T shuffled(unsigned lanes, T value, int source_lane) {
-  static_assert((sizeof(T) == 4 || sizeof(T) == 8) && std::is_trivially_copyable_v<T>, "a device shuffles 4 or 8 bytes");
+  static_assert((sizeof(T) == 4 || sizeof(T) == 8) && std::is_trivially_copyable_v<T>,
+                "a device shuffles 4 or 8 bytes");
   check_mask(lanes);
   check_lane(source_lane);
   uint64_t bits = 0;
@@ -65,17 +66,10 @@ T shuffled(unsigned lanes, T value, int source_lane) {
 
 #define threadIdx (emulation::current().thread)
 #define blockIdx (emulation::current().block)
-#define blockDim (emulation::current().block_size)
-#define gridDim (emulation::current().grid_size)
 
 inline void __syncthreads() { emulation::block_barrier(); }
 
 inline void __syncwarp() { emulation::warp_barrier(); }
-
-template <class T>
-T __shfl_sync(unsigned lanes, T value, int lane) {
-  return emulation::shuffled(lanes, value, lane);
-}
 
 template <class T>
 T __shfl_xor_sync(unsigned lanes, T value, int distance) {
@@ -99,7 +93,6 @@ inline unsigned __ballot_sync(unsigned lanes, bool holds) {
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
-inline int __clz(int bits) { return bits ? __builtin_clz(static_cast<unsigned>(bits)) : 32; }
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
 

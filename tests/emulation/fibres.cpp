@@ -2,9 +2,8 @@
 // DETKIT_TSAN and DETKIT_ASAN say that the kernels are compiled with one.
 #include <sys/mman.h>
 
-#include <cstdlib>
-#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "context.h"
@@ -34,8 +33,8 @@ namespace {
 
 constexpr int kWarp = 32, kMostThreads = 1024;
 constexpr size_t kStack = 256 * 1024;
-constexpr size_t kSharedLimit = 48 * 1024;  // of a block, what every device has
-constexpr size_t kWall = 256;               // between variables in memory of the block
+constexpr size_t kSharedLimit = 48 * 1024;   // of a block, what every device has
+constexpr size_t kWall = 256;                // between variables in memory of the block
 constexpr size_t kSharedSlice = 128 * 1024;  // with the walls
 
 void acquire([[maybe_unused]] void* address) {
@@ -91,9 +90,9 @@ class Device {
     kernel_ = &kernel;
     error_.clear();
     open_launch(blocks - skipped_);
-    for (int64_t b = skipped_; b < blocks && error_.empty(); ++b) run_block(b, blocks);
+    for (int64_t b = skipped_; b < blocks && error_.empty(); ++b) run_block(b);
     skipped_ = 0;
-    close_launch(blocks);
+    close_launch();
     if (!error_.empty()) {
       fibres_.clear();  // those that still wait are given up
       throw std::runtime_error("emulation: " + error_);
@@ -137,8 +136,7 @@ class Device {
   }
 
  private:
-  static void enter() { device().work(); }
-  static Device& device();
+  static void enter();
 
   void work() {
     Fibre& fibre = fibres_[static_cast<size_t>(current_)];
@@ -168,7 +166,7 @@ class Device {
     is_running_ = true;
   }
 
-  void close_launch(int64_t) {
+  void close_launch() {
     is_running_ = false;
     acquire(&launch_end_);
 #ifdef DETKIT_ASAN
@@ -177,7 +175,7 @@ class Device {
     if (slices_) munmap(arena_, static_cast<size_t>(slices_) * kSharedSlice);
   }
 
-  void run_block(int64_t block, int64_t blocks) {
+  void run_block(int64_t block) {
     slice_ = arena_ + static_cast<size_t>(slices_ > 1 ? block - skipped_ : 0) * kSharedSlice;
     declared_.clear();
     block_ = Meeting();
@@ -185,10 +183,7 @@ class Device {
     for (Warp& warp : warps_) warp.meeting = Meeting(), warp.meeting.expected = kWarp;
     for (int i = 0; i < threads_; ++i) {
       Fibre& fibre = fibres_[static_cast<size_t>(i)];
-      fibre.thread = {{static_cast<unsigned>(i)},
-                      {static_cast<unsigned>(block)},
-                      {static_cast<unsigned>(threads_)},
-                      {static_cast<unsigned>(blocks)}};
+      fibre.thread = {{static_cast<unsigned>(i)}, {static_cast<unsigned>(block)}};
       fibre.is_done = false;
       fibre.shared_used = fibre.shared_walled = 0;
       fibre.waits_at = nullptr;
@@ -317,11 +312,13 @@ Device& the_device() {
   return device;
 }
 
-Device& Device::device() { return the_device(); }
+void Device::enter() { the_device().work(); }
 
 }  // namespace
 
-void run(int64_t blocks, int threads, const std::function<void()>& kernel) { the_device().run(blocks, threads, kernel); }
+void run(int64_t blocks, int threads, const std::function<void()>& kernel) {
+  the_device().run(blocks, threads, kernel);
+}
 void skip_blocks(int64_t before) { the_device().skip_blocks(before); }
 const Thread& current() { return the_device().current(); }
 void* shared_memory(size_t bytes) { return the_device().shared_memory(bytes); }

@@ -1,9 +1,11 @@
-// Runs every kernel of csrc/cuda on the emulated device against plain loops over the definitions, as a program of its own,
-// to be built with sanitizers. Memory has the exact sizes that the kernels are told. Prints what fails and returns 1.
+// Runs every kernel of csrc/cuda on the emulated device against plain loops over the definitions, as a program of its
+// own, to be built with sanitizers. Memory has the exact sizes that the kernels are told. Prints what fails and
+// returns 1.
 //
 //   kernels PART ...   of losses, suppression, matching; large (an array with places beyond 31 bits), rules (what the
 //                      emulated device must not let pass)
 #include <sys/mman.h>
+#include <torch/headeronly/util/BFloat16.h>
 
 #include <algorithm>
 #include <cmath>
@@ -16,8 +18,6 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
-
-#include <torch/headeronly/util/BFloat16.h>
 
 #include "../../csrc/cuda/match_anchors.cuh"
 #include "../../csrc/cuda/nms.cuh"
@@ -48,8 +48,7 @@ int64_t below(Random& random, int64_t most) { return static_cast<int64_t>(random
 // Losses
 // ---------------------------------------------------------------------------------------------------------------------
 
-using Focal = FocalLoss<float, PowerAtRunTime<float>>;
-using ExactFocal = FocalLoss<double, PowerAtRunTime<double>>;
+using ExactFocal = FocalLoss<double, PowerAny<double>>;
 
 template <class Scalar>
 struct Case {
@@ -79,11 +78,11 @@ struct Case {
   }
 };
 
-template <class Scalar>
-void losses(Random& random, int64_t rows, int64_t classes, size_t offset, float gamma) {
+template <class Scalar, class Power>
+void losses(Random& random, int64_t rows, int64_t classes, size_t offset, const Power& power) {
   const Case<Scalar> c(random, rows, classes, offset);
-  const Focal shape{{gamma}};
-  const ExactFocal exact{{gamma}};
+  const FocalLoss<float, Power> shape{power};
+  const ExactFocal exact{{power.gamma}};
   const Weights<float> weights{0.25f, 0.75f};
   const size_t count = static_cast<size_t>(rows * classes);
   std::vector<double> partial(static_cast<size_t>(loss_tiles(c.as_rows())));
@@ -97,8 +96,10 @@ void losses(Random& random, int64_t rows, int64_t classes, size_t offset, float 
   sum_loss_of_rows(shape, all, weights, of_rows.data(), {});
   write_loss(shape, all, weights, of_each.data(), {});
   write_loss_gradient<GradientOfSum<float, Scalar>>(shape, all, weights, &grad_of_sum, slope.data(), {});
-  write_loss_gradient<GradientOfRows<float, Scalar>>(shape, all, weights, grad_of_rows.data(), slope_of_rows.data(), {});
-  write_loss_gradient<GradientOfEach<float, Scalar>>(shape, all, weights, grad_of_each.data(), slope_of_each.data(), {});
+  write_loss_gradient<GradientOfRows<float, Scalar>>(shape, all, weights, grad_of_rows.data(), slope_of_rows.data(),
+                                                     {});
+  write_loss_gradient<GradientOfEach<float, Scalar>>(shape, all, weights, grad_of_each.data(), slope_of_each.data(),
+                                                     {});
   const double rounding = sizeof(Scalar) == 4 ? 1e-5 : 1e-2;
   double sum = 0;
   std::vector<double> sums(rows);
@@ -121,11 +122,12 @@ void losses(Random& random, int64_t rows, int64_t classes, size_t offset, float 
 
 void all_losses() {
   Random random(1);
-  const std::vector<std::pair<int64_t, int64_t>> shapes{{0, 3}, {1, 1}, {5, 4}, {3, 3}, {333, 7}, {120, 80}, {77, 91}, {2, 5000}};
+  const std::vector<std::pair<int64_t, int64_t>> shapes{{0, 3},   {1, 1},    {5, 4},   {3, 3},
+                                                        {333, 7}, {120, 80}, {77, 91}, {2, 5000}};
   for (const auto& [rows, classes] : shapes)
     for (const size_t offset : {0, 1}) {
-      losses<float>(random, rows, classes, offset, 2);
-      losses<BFloat16>(random, rows, classes, offset, 0.5);
+      losses<float>(random, rows, classes, offset, PowerTwo<float>());
+      losses<BFloat16>(random, rows, classes, offset, PowerAtRunTime<float>{0.5});
     }
 }
 
@@ -145,10 +147,10 @@ void sum_beyond_31_bits() {
   for (int64_t i = first; i < rows.count(); ++i) logits[i] = static_cast<float>(i % 13 - 6);
   for (int64_t row = first / kClasses; row < kRows; ++row) labels[row] = row % (kClasses + 2) - 1;
   std::vector<double> partial(tiles);
-  const FocalLoss<float, PowerAtRunTime<float>> shape{{2}};
+  const FocalLoss<float, PowerTwo<float>> shape{};
   emulation::skip_blocks(tiles - 2);
-  launch(loss_tile_sums<float, Focal, float>, tiles, kLossThreads, {}, shape, rows, Divider(kClasses),
-         Weights<float>{1, 1}, true, partial.data());
+  launch(loss_tile_sums<float, FocalLoss<float, PowerTwo<float>>, float>, tiles, kLossThreads, {}, shape, rows,
+         Divider(kClasses), Weights<float>{1, 1}, true, partial.data());
   emulation::skip_blocks(tiles - 2);
   const float one = 1;
   write_loss_gradient<GradientOfSum<float, float>>(shape, rows, Weights<float>{1, 1}, &one, slopes, {});
@@ -186,7 +188,7 @@ struct Scene {
   std::vector<float> boxes, scores;
   std::vector<int64_t> groups, kinds, quota;
   double threshold;
-  bool has_no_candidates;  // a score of -inf is none
+  bool skips_minus_infinity;  // a score of -inf is none
 };
 
 Scene draw_scene(Random& random, int64_t images, int64_t count, double threshold, double extent) {
@@ -210,7 +212,7 @@ std::vector<int64_t> ranked(const Scene& s, int64_t image) {
   std::vector<int64_t> order;
   const float* const scores = s.scores.data() + image * s.count;
   for (int64_t i = 0; i < s.count; ++i)
-    if (!s.has_no_candidates || scores[i] != -std::numeric_limits<float>::infinity()) order.push_back(i);
+    if (!s.skips_minus_infinity || scores[i] != -std::numeric_limits<float>::infinity()) order.push_back(i);
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
     const bool finite_a = std::isfinite(scores[a]), finite_b = std::isfinite(scores[b]);
     return finite_a != finite_b ? finite_a : finite_a && scores[a] > scores[b];
@@ -249,7 +251,7 @@ void suppression(const Scene& s, bool with_groups, bool with_quota, bool as_list
   const auto all = static_cast<size_t>(s.images * s.count);
   std::vector<int32_t> keys(all), ranked_keys;
   std::vector<int64_t> order;
-  make_keys(s.scores.data(), s.images * s.count, s.has_no_candidates, keys.data(), {});
+  make_keys(s.scores.data(), s.images * s.count, s.skips_minus_infinity, keys.data(), {});
   for (int64_t image = 0; image < s.images; ++image) {
     std::vector<int64_t> of_image(s.count);
     std::iota(of_image.begin(), of_image.end(), 0);
@@ -262,7 +264,8 @@ void suppression(const Scene& s, bool with_groups, bool with_quota, bool as_list
   k.order = order.data();
   k.has_quota = with_quota, k.num_kinds = with_quota ? static_cast<int64_t>(s.quota.size()) : 0;
   std::vector<Corners<float>> boxes(all);  // aligned as memory of a device is
-  std::vector<int64_t> groups(all), list(s.count), num_result(s.images), first(s.images), next(s.images), is_done(s.images);
+  std::vector<int64_t> groups(all), list(s.count), num_result(s.images), first(s.images), next(s.images),
+      is_done(s.images);
   std::vector<int32_t> left(s.images * k.num_kinds), kept(s.images * kWindow), num_kept(s.images);
   std::vector<int32_t> places(s.images * kWindow), num_places(s.images);
   std::vector<uint32_t> alive(s.images * k.padded() / kWarp);
@@ -270,13 +273,14 @@ void suppression(const Scene& s, bool with_groups, bool with_quota, bool as_list
   const auto mask = std::make_unique<bool[]>(all);
   k.boxes = boxes.data()->xyxy, k.groups = with_groups ? groups.data() : nullptr;
   k.kinds = with_quota && !as_list ? s.kinds.data() : nullptr;
-  k.left = left.data(), k.alive = alive.data(), k.bits = bits.data(), k.kept = kept.data(), k.num_kept = num_kept.data();
+  k.left = left.data(), k.alive = alive.data(), k.bits = bits.data(), k.kept = kept.data(),
+  k.num_kept = num_kept.data();
   k.is_done = is_done.data(), k.num_result = num_result.data(), k.first = first.data(), k.next = next.data();
   k.places = places.data(), k.num_places = num_places.data();
   k.mask = as_list ? nullptr : mask.get(), k.list = as_list ? list.data() : nullptr;
   if (with_quota) fill_quotas(k, s.quota.data(), {});
-  arrange_boxes<float>(k, ranked_keys.data(), s.has_no_candidates, s.boxes.data(),
-                       with_groups ? s.groups.data() : nullptr, {});
+  arrange_boxes<float>(k, ranked_keys.data(), s.skips_minus_infinity, s.boxes.data(),
+                       with_groups ? s.groups.data() : nullptr, boxes.data()->xyxy, groups.data(), {});
   suppress(k, {});
   for (int64_t image = 0; image < s.images; ++image) {
     auto expected = greedy(s, image, with_groups);
@@ -306,10 +310,12 @@ void all_suppressions() {
       const Scene three = draw_scene(random, 3, count, threshold, 40);
       suppression(three, false, false, false);
       suppression(three, false, true, false);
+      suppression(three, true, true, false);
     }
   // All but a few die at once, so that the next window is far away.
   Scene many = draw_scene(random, 1, 22000, 0.5, 1);
-  for (int64_t i = 0; i < 4 * many.count; ++i) many.boxes[i] = i < 4 * 21000 ? static_cast<float>(i % 4) : many.boxes[i];
+  for (int64_t i = 0; i < 4 * many.count; ++i)
+    many.boxes[i] = i < 4 * 21000 ? static_cast<float>(i % 4) : many.boxes[i];
   for (int64_t i = 0; i < many.count; ++i) many.scores[i] = static_cast<float>(many.count - i);
   suppression(many, false, false, true);
   // Every box suppresses only the next: the longest chain there is.
@@ -397,7 +403,7 @@ void half_a_warp(int* out) {
 
 void wrong_mask(int* out) { out[0] = __shfl_xor_sync(0xffffu, 1, 1); }
 
-void wrong_lane(int* out) { out[0] = __shfl_sync(kAllLanes, 1, 32); }
+void wrong_lane(int* out) { out[0] = __shfl_xor_sync(kAllLanes, 1, 32); }
 
 void uneven_memory(int* out) {
   if (threadIdx.x == 0) {
@@ -433,7 +439,8 @@ void the_rules() {
 
 int main(int count, char** parts) {
   for (const auto& part : std::vector<std::string>(parts + 1, parts + count)) {
-    expect(part == "losses" || part == "suppression" || part == "matching" || part == "large" || part == "rules", "an unknown part");
+    expect(part == "losses" || part == "suppression" || part == "matching" || part == "large" || part == "rules",
+           "an unknown part");
     if (part == "losses") all_losses(), divisions();
     if (part == "large") sum_beyond_31_bits();
     if (part == "suppression") all_suppressions();

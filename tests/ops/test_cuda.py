@@ -53,7 +53,9 @@ def static_work() -> dict[str, Callable[[], list[Tensor]]]:
         "focal star": lambda: loss_and_gradient(ops.sigmoid_focal_loss_star, logits, labels),
         "hinge": lambda: loss_and_gradient(ops.sigmoid_hinge_loss, logits.half(), labels),
         "nms_mask": lambda: [ops.nms_mask(boxes, scores, 0.5)],
-        "nms_mask of kinds": lambda: [ops.nms_mask(boxes, scores, 0.5, kinds=kinds, quota=[50, 700, 5])],
+        "nms_mask of kinds": lambda: [
+            ops.nms_mask(boxes, scores, 0.5, groups=kinds // 2, kinds=kinds, quota=[50, 700, 5])
+        ],
         "match_anchors": lambda: list(ops.match_anchors(boxes, truths, classes, num_classes=7)),
     }
 
@@ -136,6 +138,20 @@ def test_work_follows_its_stream():
     assert torch.equal(mask, expected[0])
     assert torch.equal(loss, expected[1])
     assert torch.equal(indices, kept)
+
+
+def test_tensors_of_several_devices_are_refused_by_the_operators_themselves():
+    boxes, scores = crowd(1, 10)
+    classes = torch.zeros(1, 10, dtype=torch.int64)
+    call = torch.ops.detkit
+    for mixed in (
+        lambda: call.nms(boxes[0], scores[0].cpu(), 0.5, None),
+        lambda: call.nms_mask(boxes, scores, 0.5, classes, None, None),
+        lambda: call.match_anchors(boxes[0], boxes, classes, None, 3, 0.5, 0.4, 1),
+        lambda: call.sigmoid_focal_loss(boxes, classes, 0.25, 2.0, 2),
+    ):
+        with pytest.raises(RuntimeError, match="all tensors must be on one device"):
+            mixed()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device, or none")

@@ -226,6 +226,21 @@ def test_max_keep_is_a_prefix(device, max_keep):
     assert torch.equal(ops.batched_nms(boxes, scores, groups, 0.4, max_keep=max_keep), kept[:max_keep])
 
 
+def test_a_few_indices_hold_no_memory_of_all_boxes(device):
+    boxes, scores = (t.to(device) for t in crowd(400))
+    for kept in (ops.nms(boxes, scores, 0.05), ops.nms(boxes, scores, 0.5, max_keep=7)):
+        assert 0 < len(kept) < 100
+        assert kept.untyped_storage().nbytes() < 1600  # of 3200, for all
+
+
+def test_the_operator_itself_takes_a_quota_below_0_for_none(device):
+    boxes, scores = (t[None].to(device) for t in crowd(40))
+    kinds = torch.arange(40, device=device)[None] % 2
+    mask = torch.ops.detkit.nms_mask(boxes, scores, 0.5, None, kinds, [-(2**33) + 1, 2])
+    assert torch.equal(mask, ops.nms_mask(boxes, scores, 0.5, kinds=kinds, quota=[0, 2]))
+    assert torch.ops.detkit.nms(boxes[0], scores[0], 0.5, -1).tolist() == []
+
+
 def test_a_huge_quota_wants_all(device):
     boxes, scores = (t[None].to(device) for t in crowd(40))
     kinds = torch.arange(40, device=device)[None] % 3
@@ -324,6 +339,8 @@ def test_no_gradient_flows(device):
         (lambda b, s: ops.nms_mask(b[None], s[None], 0.5, kinds=s[None].long()), "belong together"),
         (lambda b, s: ops.nms_mask(b[None], s[None], 0.5, kinds=s[None].long(), quota=1), "belong together"),
         (lambda b, s: ops.nms_mask(b[None], s[None], 0.5, quota=-1), "a quota must be at least 0"),
+        (lambda b, s: ops.nms_mask(b[None], s[None], 0.5, groups=s[None]), "groups must be torch.int64 or torch.int32"),
+        (lambda b, s: ops.nms_mask(b[None], s[None], 0.5, groups=s[:2].long()), r"groups \(2,\)"),
     ],
 )
 def test_wrong_arguments_are_named(call, text):

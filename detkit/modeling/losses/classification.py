@@ -6,19 +6,29 @@ another; `ops.losses` computes them. They share their logits, prior and scores, 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
 
 from detkit import ops
+from detkit.ops.losses import LARGEST
 from detkit.registry import CLS_LOSSES
 
 Reduction = Literal["sum", "anchor"]
 
 
 class SigmoidLoss:
-    """What losses on one sigmoid per class have in common; a loss adds `__call__`."""
+    """What losses on one sigmoid per class have in common; a loss brings the operation that computes it."""
+
+    def __init__(self, operation: Callable[..., Tensor]) -> None:
+        self._operation = operation
+
+    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Reduction) -> Tensor:
+        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
+        return self._operation(logits_NRK, labels_NR, reduction=reduction)
 
     def num_channels(self, num_classes: int) -> int:
         """Return the logits of an anchor: one per class, none for background."""
@@ -53,13 +63,10 @@ class SigmoidFocalLoss(SigmoidLoss):
 
     def __init__(self, *, alpha: float | None = 0.25, gamma: float = 2.0) -> None:
         self._check_alpha(alpha)
-        self._check("gamma", gamma, gamma >= 0, "at least 0")
+        self._check("gamma", gamma, 0 <= gamma <= LARGEST, f"in [0, {LARGEST:g}]")
+        super().__init__(functools.partial(ops.sigmoid_focal_loss, alpha=alpha, gamma=gamma))
         self.alpha = alpha
         self.gamma = gamma
-
-    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Reduction) -> Tensor:
-        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
-        return ops.sigmoid_focal_loss(logits_NRK, labels_NR, alpha=self.alpha, gamma=self.gamma, reduction=reduction)
 
 
 @CLS_LOSSES.register()
@@ -72,11 +79,8 @@ class BalancedCrossEntropy(SigmoidLoss):
 
     def __init__(self, *, alpha: float | None = 0.75) -> None:
         self._check_alpha(alpha)
+        super().__init__(functools.partial(ops.sigmoid_focal_loss, alpha=alpha, gamma=0.0))
         self.alpha = alpha
-
-    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Reduction) -> Tensor:
-        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
-        return ops.sigmoid_focal_loss(logits_NRK, labels_NR, alpha=self.alpha, gamma=0.0, reduction=reduction)
 
 
 @CLS_LOSSES.register()
@@ -93,16 +97,12 @@ class FocalLossStar(SigmoidLoss):
 
     def __init__(self, *, alpha: float | None = 0.25, gamma: float = 2.0, beta: float = 1.0) -> None:
         self._check_alpha(alpha)
-        self._check("gamma", gamma, gamma > 0, "above 0")
+        self._check("gamma", gamma, 1 / LARGEST <= gamma <= LARGEST, f"in [{1 / LARGEST:g}, {LARGEST:g}]")
+        self._check("beta", beta, abs(beta) <= LARGEST, f"in [-{LARGEST:g}, {LARGEST:g}]")
+        super().__init__(functools.partial(ops.sigmoid_focal_loss_star, alpha=alpha, gamma=gamma, beta=beta))
         self.alpha = alpha
         self.gamma = gamma
         self.beta = beta
-
-    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Reduction) -> Tensor:
-        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
-        return ops.sigmoid_focal_loss_star(
-            logits_NRK, labels_NR, alpha=self.alpha, gamma=self.gamma, beta=self.beta, reduction=reduction
-        )
 
 
 @CLS_LOSSES.register()
@@ -117,9 +117,6 @@ class HingeLoss(SigmoidLoss):
     def __init__(self, *, alpha: float | None = None, margin: float = 0.5) -> None:
         self._check_alpha(alpha)
         self._check("margin", margin, 0 < margin <= 1, "in (0, 1]")
+        super().__init__(functools.partial(ops.sigmoid_hinge_loss, alpha=alpha, margin=margin))
         self.alpha = alpha
         self.margin = margin
-
-    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Reduction) -> Tensor:
-        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
-        return ops.sigmoid_hinge_loss(logits_NRK, labels_NR, alpha=self.alpha, margin=self.margin, reduction=reduction)

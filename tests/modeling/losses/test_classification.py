@@ -76,10 +76,10 @@ def test_the_other_losses_of_the_paper(logits, labels, loss, alpha, formula):
     torch.testing.assert_close(loss(logits, labels, "sum").double(), each.sum())
 
 
-def test_defaults_are_the_best_of_the_paper():
-    assert BalancedCrossEntropy().alpha == 0.75  # Table 1a
+def test_defaults_are_rows_of_the_paper():
+    assert BalancedCrossEntropy().alpha == 0.75  # the best of Table 1a
     star = FocalLossStar()
-    assert (star.alpha, star.gamma, star.beta) == (0.25, 2.0, 1.0)  # Table 3
+    assert (star.alpha, star.gamma, star.beta) == (0.25, 2.0, 1.0)  # the first of two in Table 3
 
 
 def test_there_is_a_logit_per_class_and_none_for_background():
@@ -107,7 +107,10 @@ IMPOSSIBLE = [
     (SigmoidFocalLoss, {"alpha": -1.0}),
     (SigmoidFocalLoss, {"gamma": -0.1}),
     (BalancedCrossEntropy, {"alpha": 2.0}),
+    (SigmoidFocalLoss, {"gamma": 1e7}),
     (FocalLossStar, {"gamma": 0.0}),
+    (FocalLossStar, {"gamma": 1e-9}),
+    (FocalLossStar, {"beta": -1e7}),
     (HingeLoss, {"margin": 0.0}),
     (HingeLoss, {"margin": 1.1}),
 ]
