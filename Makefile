@@ -28,7 +28,7 @@ pytest: $(VENV)/.installed
 
 # No GPU is needed: csrc/README.md, "The emulated device".
 sanitize: $(VENV)/.installed
-	DETKIT_SANITIZERS=1 $(BIN)/python -m pytest tests/emulation
+	DETKIT_SANITIZERS=1 $(BIN)/python -m pytest tests/emulation -v
 
 # Damaged annotation files and pictures, a hundred times as many as `make test` tries: about half an hour.
 fuzz: $(VENV)/.installed

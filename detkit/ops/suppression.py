@@ -102,6 +102,8 @@ def nms_mask(
         _check_integers("kinds", kinds, scores, (torch.int64, torch.int32, torch.uint8))
     if groups is not None:
         _check_integers("groups", groups, scores, (torch.int64, torch.int32))
+    if not isinstance(quota, Sequence | int | None):
+        raise ValueError(f"quota must be None, an int, or a sequence of ints (one for each kind), not {quota!r}")
     quotas = [quota] if isinstance(quota, int) else quota if quota is None else list(quota)
     if quotas is not None and any(most < 0 for most in quotas):
         raise ValueError(f"a quota must be at least 0, not {quota}")
@@ -119,7 +121,7 @@ def _check(boxes: Tensor, scores: Tensor, iou_threshold: float, dims: int) -> No
         )
     if boxes.device != scores.device:
         raise ValueError(f"boxes are on {boxes.device}, scores on {scores.device}; move one of them")
-    if not 0 <= iou_threshold <= 1:
+    if isinstance(iou_threshold, Tensor) or not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be in [0, 1], not {iou_threshold}")
 
 

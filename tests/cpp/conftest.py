@@ -17,5 +17,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     lines = config.stash.get(_LINES, [])
     if lines:
         terminalreporter.section("CUDA kernels")
+        terminalreporter.write_line(
+            "the most of all instances: registers of a thread, bytes of shared memory and stack, spills"
+        )
     for line in lines:
         terminalreporter.write_line(line)

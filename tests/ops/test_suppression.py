@@ -339,6 +339,8 @@ def test_no_gradient_flows(device):
         (lambda b, s: ops.nms_mask(b[None], s[None], 0.5, kinds=s[None].long()), "belong together"),
         (lambda b, s: ops.nms_mask(b[None], s[None], 0.5, kinds=s[None].long(), quota=1), "belong together"),
         (lambda b, s: ops.nms_mask(b[None], s[None], 0.5, quota=-1), "a quota must be at least 0"),
+        (lambda b, s: ops.nms_mask(b[None], s[None], 0.5, quota=3.0), "quota must be None, an int, or a sequence"),
+        (lambda b, s: ops.batched_nms(b, s, 0.5, s.long()), r"iou_threshold must be in \[0, 1\], not tensor"),
         (lambda b, s: ops.nms_mask(b[None], s[None], 0.5, groups=s[None]), "groups must be torch.int64 or torch.int32"),
         (lambda b, s: ops.nms_mask(b[None], s[None], 0.5, groups=s[:2].long()), r"groups \(2,\)"),
     ],
