@@ -56,8 +56,9 @@ def extensions() -> dict:
     try:
         from torch.utils import cpp_extension
     except Exception as error:  # a damaged torch raises more than ImportError
-        say_what_is_lacking(CPU, f"torch cannot be imported ({error})")
-        refuse_if_wanted(CUDA, error)
+        lacking = ImportError(f"torch cannot be imported ({error})")
+        refuse_if_wanted(CUDA, lacking)
+        say_what_is_lacking(CPU, lacking)
         return {}
 
     class BuildLibraries(cpp_extension.BuildExtension):
@@ -73,8 +74,8 @@ def extensions() -> dict:
                     super().run()
                     built.append(library)
                 except Exception as error:  # whatever a compiler, or its absence, may raise
-                    say_what_is_lacking(library.name, str(error) or type(error).__name__)
                     refuse_if_wanted(library.name, error)
+                    say_what_is_lacking(library.name, error)
             wanted[:] = built
             self.extensions, self.inplace = wanted, inplace
 
@@ -99,8 +100,8 @@ def libraries(cpp_extension: ModuleType) -> list[Extension]:
         try:
             found.append(cuda_library(cpp_extension))
         except Exception as error:
-            say_what_is_lacking(CUDA, str(error) or type(error).__name__)
             refuse_if_wanted(CUDA, error)
+            say_what_is_lacking(CUDA, error)
     return found
 
 
@@ -119,6 +120,7 @@ def cuda_library(cpp_extension: ModuleType) -> Extension:
     nvcc = NVCC["find"](torch_cuda)
     cpp_extension.CUDA_HOME = str(nvcc.toolkit())
     named = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    # torch's own reading, though private: the list means what it means to any extension ("9.0a+PTX", "Hopper", ...).
     options = cpp_extension._get_cuda_arch_flags() if named else NVCC["flags"](NVCC["default_architectures"](nvcc))
     macros = [*SOURCES["definitions"]("cuda"), NVCC["definition"](NVCC["architectures_of"](options))]
     library = cpp_extension.CUDAExtension(
@@ -144,15 +146,21 @@ def sources_of(room: str) -> dict:
     }
 
 
-def say_what_is_lacking(library: str, reason: str) -> None:
-    """Print why this build lacks a library, and what happens then."""
-    print("detkit: " + LACKING[library].format(reason.strip().splitlines()[0].rstrip(".")))
-
-
 def refuse_if_wanted(library: str, error: Exception) -> None:
-    """Raise an error where the library that it is about was asked for."""
+    """End the build where the library that cannot be built was asked for."""
     if library == CUDA and BUILD_CUDA == "1":
-        raise error
+        wanted = "DETKIT_BUILD_CUDA=1 wants the CUDA kernels, which cannot be built"
+        raise RuntimeError(f"{wanted}: {first_line(error)}; unset it to go without them") from error
+
+
+def say_what_is_lacking(library: str, error: Exception) -> None:
+    """Print why this build lacks a library, and what happens then."""
+    print("detkit: " + LACKING[library].format(first_line(error)))
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, without a full stop; the error's type where there is none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 setup(**{"cmdclass": {"build_py": BuildPackage}, **extensions()})

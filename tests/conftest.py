@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from detkit.ops import _build
@@ -11,6 +13,6 @@ from detkit.ops import _build
 def cpp_compiler() -> list[str]:
     """The words that call the C++ compiler."""
     try:
-        return _build._find_compiler().split()
+        return shlex.split(_build._find_compiler())
     except _build.BuildError as error:
         pytest.skip(str(error))

@@ -20,11 +20,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from detkit.ops import _build, _nvcc, _sources
+from detkit.ops import _build, _sources
+from tests.machines import PATIENCE, copy_sources, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_COMPILER = {"CXX": "no-such-compiler"}
-PATIENCE = 600  # seconds: what takes longer hangs
 
 # Runs operations twice, and says how they ran. BEFORE comes before detkit is imported, ON_GPU says how they would run.
 USE = """
@@ -49,16 +49,6 @@ print(json.dumps({
     "warnings": [str(w.message) for w in caught if "detkit" in str(w.message)],
 }))
 """
-
-
-SETTINGS = {"CXX", "CUDA_HOME", "CUDA_PATH", "DETKIT_BUILD_CUDA", "DETKIT_OPS", "PYTHONPATH", "TORCH_CUDA_ARCH_LIST"}
-
-
-def environment(package: Path | None, cache: Path, **variables: str) -> dict[str, str]:
-    """The environment of a user who has `package` on the path, and not what this session is set to."""
-    kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    path = {"PYTHONPATH": str(package)} if package else {}
-    return {**kept, **path, "DETKIT_CACHE": str(cache), "OMP_NUM_THREADS": "1", **variables}
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
@@ -139,8 +129,7 @@ def compiler(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkout(place):
     """A copy of the sources, so that no build writes into this checkout."""
-    left = shutil.ignore_patterns("*.so", "__pycache__", ".*", "runs", "build", "dist", "*.egg-info")
-    return Path(shutil.copytree(ROOT, place / "checköut 1", ignore=left))
+    return copy_sources(place / "checköut 1")
 
 
 @pytest.fixture(scope="module")
@@ -299,107 +288,6 @@ def test_an_editable_install_whose_compiler_fails_still_installs(place, checkout
     (finder,) = site.glob("__editable__*_finder.py")
     assert repr(str(checkout / "detkit")) in finder.read_text(encoding="utf-8")
     assert use(checkout, first_uses.cache, **NO_COMPILER).reason.startswith("built at first use: ")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Building with CUDA: of each library a part, which compiles fast
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def part(checkout, tmp_path):
-    """A checkout with little to compile."""
-    copy = Path(shutil.copytree(checkout, tmp_path / "a pårt", ignore=shutil.ignore_patterns("build", "tests")))
-    for path in [*(copy / "csrc" / "cpu").iterdir(), *(copy / "csrc" / "cuda").iterdir()]:
-        if path.name not in ("vectors.cpp", "vectorize.h", "architectures.cpp"):
-            path.unlink()
-    kernel = (
-        "#include <cuda_runtime.h>\n__global__ void one(int* x) { *x = 1; }\nvoid run(int* x) { one<<<1, 1>>>(x); }"
-    )
-    (copy / "csrc" / "cuda" / "one.cu").write_text(kernel + "\n")
-    return copy
-
-
-@pytest.fixture(scope="session")
-def nvcc():
-    try:
-        return _nvcc.find(None)
-    except _nvcc.NvccError as error:
-        pytest.skip(str(error))
-
-
-def write_failing_nvcc(folder: Path, version: str) -> Path:
-    """Write a compiler that says its version, and compiles nothing; return its toolkit."""
-    path = folder / "bin" / "nvcc"
-    path.parent.mkdir(parents=True)
-    answers = f"--version) echo 'release {version}, V{version}.1';; --list-gpu-arch) echo compute_90;;"
-    path.write_text(f"#!/bin/sh\ncase $1 in {answers} --dryrun) echo '#$ TOP={folder}';; *) exit 1;; esac\n")
-    path.chmod(0o755)
-    return folder
-
-
-def build_libraries(part: Path, succeeds: bool = True, torch_cuda: str | None = None, **variables: str) -> str:
-    """Run setup.py as if torch had been built with some CUDA, and return what it printed."""
-    path = part / "as if"
-    path.mkdir()
-    (path / "sitecustomize.py").write_text(f"import torch\ntorch.version.cuda = {torch_cuda!r}\n")
-    settings = environment(path, part, **variables)
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    result = subprocess.run(command, cwd=part, env=settings, text=True, timeout=PATIENCE, **pipes)
-    assert (result.returncode == 0) == succeeds, result.stdout[-3000:]
-    return result.stdout
-
-
-def has_whole(part: Path, library: str) -> bool:
-    """Whether a library is there, of these sources."""
-    path = part / "detkit" / f"{library}.abi3.so"
-    return path.exists() and _sources.is_whole(path.read_bytes()) and b"detkit-sources:s" in path.read_bytes()
-
-
-def test_a_build_that_wants_cuda_has_it_even_where_torch_has_not(part, compiler, nvcc):
-    named = {"DETKIT_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0 9.0+PTX"}
-    printed = build_libraries(part, CXX=str(compiler), **named)
-    assert "detkit: " not in printed
-    assert has_whole(part, "_C")
-    assert has_whole(part, "_C_cuda")
-    content = (part / "detkit" / "_C_cuda.abi3.so").read_bytes()
-    assert _nvcc.architectures_in(content) == ["sm_80", "compute_90", "sm_90"]
-    assert _nvcc.runtime_in(content) == nvcc.version.partition(".")[0]
-
-
-def test_cuda_is_built_although_the_cpus_library_cannot_be(part, compiler, nvcc):
-    (part / "csrc" / "cpu" / "vectors.cpp").write_text("#error no\n")
-    named = {"DETKIT_BUILD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
-    assert "detkit: no compiled operations in this build: " in build_libraries(part, CXX=str(compiler), **named)
-    assert not has_whole(part, "_C")
-    assert has_whole(part, "_C_cuda")
-
-
-def test_cuda_that_was_wanted_and_fails_ends_the_build(part, compiler):
-    toolkit = write_failing_nvcc(part / "toolkit", "13.0")
-    variables = {"CXX": str(compiler), "CUDA_HOME": str(toolkit)}
-    printed = build_libraries(part, succeeds=False, DETKIT_BUILD_CUDA="1", **variables)
-    assert "detkit: no CUDA kernels in this build: " in printed
-
-
-@pytest.mark.parametrize(
-    ("torch_cuda", "choice", "said"),
-    [
-        ("98.7", "", "detkit: no CUDA kernels in this build: Error compiling objects for extension. They are built at"),
-        ("99.0", "", "detkit: no CUDA kernels in this build: torch is built for CUDA 99.0, but "),
-        ("98.7", "0", ""),
-        (None, "", ""),
-    ],
-)
-def test_cuda_that_cannot_be_built_leaves_the_cpus_library(part, compiler, torch_cuda, choice, said):
-    toolkit = write_failing_nvcc(part / "toolkit", "98.6")
-    variables = {"CXX": str(compiler), "CUDA_HOME": str(toolkit), "DETKIT_BUILD_CUDA": choice}
-    printed = build_libraries(part, torch_cuda=torch_cuda, **variables)
-    assert said in printed
-    assert ("detkit: " in printed) == bool(said)
-    assert has_whole(part, "_C")
-    assert not (part / "detkit" / "_C_cuda.abi3.so").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -209,13 +209,17 @@ def _fault(path: Path, device: str) -> str | None:
 def _fault_for_gpus(library: bytes) -> str | None:
     """Return what of a library of CUDA kernels does not fit torch, or the visible GPUs."""
     cuda, architectures = _nvcc.runtime_in(library), _nvcc.architectures_in(library)
+    if not cuda:
+        return f"does not say the version of CUDA that it is built with; torch has CUDA {torch.version.cuda}"
     if not f"{torch.version.cuda}.".startswith(f"{cuda}."):  # a driver may be too old for the other one
         return f"is built with CUDA {cuda}, but torch with CUDA {torch.version.cuda}"
-    lacking = _nvcc.lacking(architectures, _gpus())
+    gpus = sorted(set(_gpus()))
+    lacking = _nvcc.lacking(architectures, gpus)
     if not lacking:
         return None
-    built, here = " ".join(architectures), " ".join(lacking)
-    return f"is compiled for {built}, which does not run on the GPU here ({here}); with it in TORCH_CUDA_ARCH_LIST"
+    built, here = " ".join(architectures) or "no GPU", " ".join(lacking)
+    wanted = shlex.quote(" ".join(f"{major}.{minor}" for major, minor in gpus))  # all, or the next build lacks others
+    return f"is compiled for {built}, but the GPU here ({here}) needs a build with TORCH_CUDA_ARCH_LIST={wanted}"
 
 
 def _fault_of_opening(path: Path) -> str | None:

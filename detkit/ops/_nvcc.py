@@ -17,7 +17,7 @@ from pathlib import Path
 Capability = tuple[int, int]
 
 # What a library is built for where TORCH_CUDA_ARCH_LIST says nothing, as far as nvcc can; and PTX of the last one.
-DEFAULT_CAPABILITIES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
+_DEFAULT_CAPABILITIES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
 _LAST_PLACE = "/usr/local/cuda/bin"
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
 _MARK = re.compile(rb"detkit-architectures:([a-z0-9_ ]*)\0")
@@ -74,7 +74,7 @@ def default_architectures(nvcc: Nvcc) -> list[str]:
         NvccError: it knows none of them.
     """
     known = set(nvcc.capabilities())
-    words = [_word("sm", capability) for capability in DEFAULT_CAPABILITIES if capability in known]
+    words = [_word("sm", capability) for capability in _DEFAULT_CAPABILITIES if capability in known]
     if not words:
         raise NvccError(f"{nvcc.path} (CUDA {nvcc.version}) knows none of the usual GPUs; set TORCH_CUDA_ARCH_LIST")
     return [*words, words[-1].replace("sm", "compute")]
