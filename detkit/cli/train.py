@@ -1,4 +1,4 @@
-"""The commands of detkit; the scripts in tools/ call these functions."""
+"""`train`: train, resume or evaluate a detector."""
 
 from __future__ import annotations
 
@@ -69,20 +69,6 @@ def config_from(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `detkit train ...` or `detkit env`."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:
-        return train_net(argv[1:])
-    if argv[:1] == ["env"]:
-        from detkit.env import main as print_environment
-
-        print_environment()
-        return 0
-    print("usage: detkit {train,env} ...   (detkit train --help)", file=sys.stderr)
-    return 0 if argv[:1] in (["-h"], ["--help"]) else 2
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
@@ -101,6 +87,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     return parser
 
-
-if __name__ == "__main__":
-    sys.exit(main())
