@@ -86,4 +86,3 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", default=[], metavar="KEY VALUE | KEY=VALUE", help="config keys, over the file's"
     )
     return parser
-

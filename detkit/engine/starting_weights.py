@@ -38,9 +38,8 @@ def load_starting_weights(cfg: CfgNode, detector: nn.Module, class_names: Sequen
 
     Raises ConfigError where there is no such file, or where frozen layers would keep random values.
     """
+    require_weights_file(cfg)
     weights = cfg.MODEL.WEIGHTS
-    if weights and not Path(weights).is_file():
-        raise ConfigError(f"MODEL.WEIGHTS: there is no file {weights} (URLs and .pkl are not read). {_WAYS}")
     report = load_weights(detector, weights, class_names=class_names) if weights else None
     frozen = frozen_names(detector)
     random = sorted(frozen if report is None else frozen & report.missing.keys())
@@ -51,6 +50,13 @@ def load_starting_weights(cfg: CfgNode, detector: nn.Module, class_names: Sequen
         )
     if random:
         raise ConfigError(f"{weights}: frozen layers would stay random: {', '.join(random[:3])}, ... {_WAYS}")
+
+
+def require_weights_file(cfg: CfgNode) -> None:
+    """Raise ConfigError where MODEL.WEIGHTS names a file that is not there."""
+    weights = cfg.MODEL.WEIGHTS
+    if weights and not Path(weights).is_file():
+        raise ConfigError(f"MODEL.WEIGHTS: there is no file {weights} (URLs and .pkl are not read). {_WAYS}")
 
 
 def detector_with_weights(cfg: CfgNode, content: Any = None) -> tuple[nn.Module, tuple[str, ...]]:

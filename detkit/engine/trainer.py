@@ -17,7 +17,11 @@ from detkit.structures import Batch
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss that is NaN or infinite; the message names the iteration, the images, the parts and the rate."""
+    """A loss that is NaN or infinite, at `iteration`; the message names it, the images, the parts and the rate."""
+
+    def __init__(self, message: str, iteration: int) -> None:
+        super().__init__(message)
+        self.iteration = iteration
 
 
 class Trainer:
@@ -110,7 +114,8 @@ class Trainer:
         raise NonFiniteLossError(
             f"the loss is not finite at iteration {iteration}: {parts}; lr {lr:g}; images {image_ids.tolist()}. "
             "The weights were not saved. A lower SOLVER.BASE_LR, a longer warm-up (WARMUP_ITERS) or "
-            "SOLVER.CLIP_GRADIENTS 10 usually help; check the boxes of these images."
+            "SOLVER.CLIP_GRADIENTS 10 usually help; check the boxes of these images.",
+            iteration,
         )
 
     def state_dict(self) -> dict[str, Any]:

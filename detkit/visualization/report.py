@@ -42,6 +42,10 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: .4r
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 summary { cursor: pointer; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem .3rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { color: var(--soft); font-weight: 600; }
 """
 
 
@@ -84,11 +88,12 @@ def write_report(
     if not results:
         sections.insert(0, _section("Results", '<p class="soft">Nothing was measured.</p>'))
     path = Path(run_dir) / "report.html"
-    write_text_atomically(path, _page(title, subtitle, "".join(sections)))
+    write_text_atomically(path, page(title, subtitle, "".join(sections)))
     return path
 
 
-def _page(title: str, subtitle: str, body: str) -> str:
+def page(title: str, subtitle: str, body: str) -> str:
+    """Return a whole HTML page around `body`, which is HTML; title and subtitle are text, and are escaped."""
     below = f'<p class="soft">{escape(subtitle)}</p>' if subtitle else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -1,0 +1,79 @@
+"""`sweep`: run a sweep file, and write its table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detkit.config import ConfigError
+from detkit.config.values import parse_text
+from detkit.registry import UnknownComponentError
+
+
+def sweep(argv: Sequence[str] | None = None) -> int:
+    """Run a sweep; return 0 where every run ended (divergence is an end), 1 where one failed, 2 on a user's error."""
+    args = _parser().parse_args(argv)
+    from detkit.data import DataError
+    from detkit.engine import import_projects
+    from detkit.experiments.sweep import Study, plan_table, run_sweep
+    from detkit.experiments.sweep_file import read_sweep
+    from detkit.log import setup_logging
+
+    setup_logging()
+    try:
+        projects = import_projects(args.projects)
+        study = Study(read_sweep(args.file, args.scale, seeds=args.seeds, projects=projects), args.output)
+        if args.dry_run:
+            study.check()
+            print(plan_table(study, args.only))
+            return 0
+        if args.tables_only:
+            print("\n".join(map(str, study.write_tables())))
+            return 0
+        failed = run_sweep(study, _slots(args, study.output), only=args.only, projects=args.projects)
+    except (ConfigError, DataError, UnknownComponentError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if failed:
+        print(f"error: {failed} runs failed; the table says why, and the same command tries them again",
+              file=sys.stderr)  # fmt: skip
+    return 1 if failed else 0
+
+
+def _slots(args: argparse.Namespace, output: Path) -> Any:
+    from detkit.experiments.slots import LocalSlots, SubmititSlots
+
+    if args.slurm is None:
+        return LocalSlots(args.slots, processes=args.gpus_per_run)
+    parameters = {}
+    for pair in args.slurm:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--slurm takes KEY=VALUE, such as slurm_partition=gpu timeout_min=600, not '{pair}'")
+        parameters[key] = parse_text(value, Any)
+    return SubmititSlots(args.slots, output / "jobs", processes=args.gpus_per_run, parameters=parameters)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        description="Train every run of a sweep file, and write its table: Markdown, CSV, HTML. What is finished is "
+        "not trained again; after any interruption the same command goes on.",
+        epilog="How to write a sweep: docs/sweeps.md.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a sweep: configs/sweeps/*.yaml, or one of yours")
+    parser.add_argument("--scale", metavar="NAME", help="of the file's SCALES: paper, deeppcb, laptop, laptop_shapes")
+    parser.add_argument("--output", type=Path, default=Path("runs/sweeps"), metavar="DIR",
+                        help="tables, records, the runs' folders; sweeps in one folder share their runs")  # fmt: skip
+    parser.add_argument("--slots", type=int, default=1, metavar="N", help="runs at a time")
+    parser.add_argument("--gpus-per-run", type=int, default=1, metavar="N", help="processes of a run (torchrun)")
+    parser.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="run as SLURM jobs, with submitit's parameters")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the file's")
+    parser.add_argument("--only", nargs="+", default=[], metavar="RUN", help="runs by name; * is any text")
+    parser.add_argument("--projects", nargs="+", default=[], metavar="DIR", help="package folders to import")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the runs, train nothing")
+    parser.add_argument("--tables-only", action="store_true", help="write the tables of what there is, train nothing")
+    return parser

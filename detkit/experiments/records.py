@@ -1,0 +1,99 @@
+"""What is kept of a trained run: one small JSON file by the digest of its config, from which tables are made.
+
+The digest is over every key of the chosen components that can change a result, the seed included. So a run that two
+tables share is trained once, a finished one is not trained again, and one whose config has changed is another run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from detkit.config import KEYS_FREE_ON_RESUME, CfgNode
+from detkit.files import write_text_atomically
+
+Status = Literal["finished", "diverged", "failed"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a run ended.
+
+    Attributes:
+        status: "finished"; "diverged": a loss became NaN or infinite; "failed": any other error, to be tried again.
+        results: as in results.json; {} unless finished.
+        iterations: taken; where it diverged, the one whose loss was not finite.
+        seconds: of training, evaluation apart.
+        latency_ms: of inference, one picture at a time; None: not measured.
+        reason: of a failure or divergence, one line.
+        about: what it ran on, as names and values; `run`, a name it had; `seed`; `changes`, its keys over the base.
+    """
+
+    status: Status
+    results: Mapping[str, Any] = field(default_factory=dict)
+    iterations: int = 0
+    seconds: float = 0.0
+    latency_ms: float | None = None
+    reason: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """What a table says of it."""
+        if self.status == "diverged":
+            return f"diverged at iteration {self.iterations}"
+        return self.status if self.status == "finished" else f"failed: {self.reason}"
+
+    def measure(self, name: str) -> float | None:
+        """Return a measure of the first task (AP, AP50, ...) in points, or "ms"; None where it is undefined."""
+        if name == "ms":
+            return self.latency_ms
+        return next((task.get(name) for task in self.results.values()), None)
+
+
+def digest_of(cfg: CfgNode, *, has_latency: bool = False) -> str:
+    """Return 12 hex digits for a run: its config without what changes no result, and what is measured beside AP."""
+    kept = {key: value for key, value in _flat(cfg.chosen()) if not key.startswith(KEYS_FREE_ON_RESUME)}
+    kept["MODEL.WEIGHTS"] = cfg.MODEL.WEIGHTS  # free on a resume, which does not load them; not of a new run
+    text = json.dumps({**kept, "latency": True} if has_latency else kept, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Records:
+    """The records in a folder, `<digest>.json` each."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def path(self, digest: str) -> Path:
+        """Return where a run's record is, or will be."""
+        return self.folder / f"{digest}.json"
+
+    def get(self, digest: str) -> Record | None:
+        """Return a run's record, or None. One that cannot be read is a ValueError that names the file."""
+        path = self.path(digest)
+        if not path.is_file():
+            return None
+        try:
+            return Record(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path}: is no record of a run ({error}); delete it, and the run is trained again"
+            ) from error
+
+    def put(self, digest: str, record: Record) -> None:
+        """Write a record, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(self.path(digest), json.dumps(vars(record), indent=1) + "\n")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,193 @@
+"""Where the runs of a sweep are trained: N processes at a time on this machine, or jobs of a SLURM cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from detkit.config import ConfigError
+
+_OUTPUT = "output.txt"
+_OUT_OF_MEMORY = "as the system does to a process when memory ends"
+
+
+class Started(Protocol):
+    """A run that has been started."""
+
+    def ended(self) -> str | None:
+        """Return None while it is there, then how it ended: "" or what went wrong."""
+
+    def stop(self) -> None:
+        """Tell it to save and stop; return when it has."""
+
+
+class Slots(Protocol):
+    """Somewhere to start runs."""
+
+    count: int  # at a time
+
+    def start(self, job: Path) -> Started:
+        """Start the run of a job file; its output goes beside it."""
+
+
+def worker_command(job: Path, processes: int) -> list[str]:
+    """Return the command that trains a job in this many processes (one for each of a run's devices)."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    return [sys.executable, *torchrun, "-m", "detkit.experiments.worker", str(job)]
+
+
+class LocalSlots:
+    """`count` runs at a time here, the cores and CUDA devices shared out among them.
+
+    A run's processes get `cores // count` threads (OMP_NUM_THREADS says otherwise) and, where there are CUDA devices,
+    one each, in turn. With fewer devices than processes runs share them, which `processes` above 1 refuses.
+    """
+
+    def __init__(self, count: int, *, processes: int = 1) -> None:
+        _check_counts(slots=count, processes=processes)
+        self._devices = list(range(torch.cuda.device_count()))
+        if self._devices and processes > 1 and count * processes > len(self._devices):
+            raise ConfigError(f"{count} slots of {processes} processes need {count * processes} CUDA devices; this "
+                              f"machine has {len(self._devices)}")  # fmt: skip
+        self.count = count
+        self._processes = processes
+        self._free = list(range(count))
+
+    def start(self, job: Path) -> _LocalRun:
+        """Start a run in a free slot."""
+        slot = self._free.pop(0)
+        environment = {**os.environ, **self._share(slot)}
+        with open(job.parent / _OUTPUT, "ab") as output:
+            process = subprocess.Popen(
+                worker_command(job, self._processes),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # an interrupt of the terminal is for the sweep, which passes it on
+            )
+        return _LocalRun(process, lambda: self._free.append(slot))
+
+    def _share(self, slot: int) -> dict[str, str]:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // (self.count * self._processes))
+        share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
+        if not self._devices:
+            return share
+        mine = [self._devices[(slot * self._processes + i) % len(self._devices)] for i in range(self._processes)]
+        given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = given.split(",") if given else [str(device) for device in self._devices]
+        return {**share, "CUDA_VISIBLE_DEVICES": ",".join(names[device] for device in mine)}
+
+
+class _LocalRun:
+    def __init__(self, process: subprocess.Popen, free: Any) -> None:
+        self._process, self._free = process, free
+
+    def ended(self) -> str | None:
+        status = self._process.poll()
+        if status is None:
+            return None
+        if self._free:
+            self._free()
+            self._free = None
+        return _meaning(status)
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        self._process.wait()
+
+
+def _meaning(status: int) -> str:
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"killed by {name}" + (f", {_OUT_OF_MEMORY}" if name == "SIGKILL" else "")
+    return "" if status == 0 else f"ended with status {status}"
+
+
+class SubmititSlots:
+    """Runs as jobs by submitit: of SLURM ("slurm"), or of this machine ("local"), for trying it.
+
+    `parameters` are submitit's own (timeout_min, slurm_partition, cpus_per_task, ...); a job that is pre-empted or runs
+    out of time saves, is queued again and goes on. Needs the extra `slurm`; without it a ConfigError says so.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        folder: Path,
+        *,
+        processes: int = 1,
+        parameters: Mapping[str, Any] | None = None,
+        cluster: str = "slurm",
+    ) -> None:
+        _check_counts(slots=count, processes=processes)
+        try:
+            import submitit
+        except ImportError as error:
+            raise ConfigError("SLURM needs submitit: pip install 'detkit[slurm]', or pip install submitit") from error
+        self.count = count
+        self._processes = processes
+        try:
+            self._executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
+            given = {} if cluster == "local" else {"gpus_per_node": processes}
+            self._executor.update_parameters(**{"timeout_min": 24 * 60, **given, **(parameters or {})})
+        except (RuntimeError, NameError, TypeError) as error:
+            raise ConfigError(f"submitit: {error}") from error
+
+    def start(self, job: Path) -> _SubmittedRun:
+        """Submit a run."""
+        command = worker_command(job, self._processes)
+        return _SubmittedRun(self._executor.submit(ResumedCommand(command, str(job.parent / _OUTPUT))))
+
+
+class _SubmittedRun:
+    def __init__(self, job: Any) -> None:
+        self._job = job
+
+    def ended(self) -> str | None:
+        if not self._job.done():
+            return None
+        error = self._job.exception()
+        if error is not None:
+            return f"job {self._job.job_id}: {str(error).strip().splitlines()[-1]}"
+        return _meaning(self._job.result())
+
+    def stop(self) -> None:
+        self._job.cancel()
+
+
+class ResumedCommand:
+    """A command that a job runs; told to make way, it has the command save, and is queued again."""
+
+    def __init__(self, command: list[str], output: str) -> None:
+        self.command, self.output = command, output
+
+    def __call__(self) -> int:
+        """Run the command to its end and return its exit status."""
+        with open(self.output, "ab") as output:
+            self._process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            return self._process.wait()
+
+    def checkpoint(self) -> Any:
+        """Do what submitit asks of a job that must go: stop, and name what goes on."""
+        import submitit
+
+        self._process.terminate()
+        self._process.wait()
+        return submitit.helpers.DelayedSubmission(ResumedCommand(self.command, self.output))
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"--{name} must be at least 1, and is {count}")

@@ -1,0 +1,257 @@
+"""Running a sweep: what has a record is done, what has a checkpoint goes on, the rest starts; tables as it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detkit.config import CfgNode, ConfigError
+from detkit.engine.run_folder import TIMING
+from detkit.engine.signals import StopSignal
+from detkit.engine.starting_weights import require_weights_file, values_are_the_configs
+from detkit.experiments.records import Record, Records, digest_of
+from detkit.experiments.slots import Slots, Started
+from detkit.experiments.sweep_file import Run, Sweep
+from detkit.experiments.tables import write_tables
+from detkit.experiments.worker import is_busy, write_job
+from detkit.log import LiveLine, format_duration, get_logger, read_json_lines
+from detkit.modeling import build_detector
+from detkit.registry import near_misses, open_dataset
+from detkit.solver import plan_of
+
+logger = get_logger(__name__)
+_POLL_SECONDS = 0.5
+RECORDS, WORK = "records", "work"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run with one seed: its config, the digest of that, and the folder where it is trained."""
+
+    run: Run
+    seed: int
+    cfg: CfgNode
+    digest: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name and its seed."""
+        return f"{self.run.name}, seed {self.seed}"
+
+    @property
+    def iterations(self) -> int:
+        """How many it takes."""
+        return plan_of(self.cfg.SOLVER).max_iter
+
+    def iteration(self) -> int:
+        """Return how far it has come, by what it has written; 0 where that is nothing."""
+        rows = read_json_lines(self.folder / TIMING)
+        return rows[-1]["iteration"] if rows else 0
+
+
+class Study:
+    """A sweep in an output folder: `records/` and `work/` there are shared by all sweeps that are put there."""
+
+    def __init__(self, sweep: Sweep, output: Path | str) -> None:
+        self.sweep = sweep
+        self.output = Path(output)
+        self.records = Records(self.output / RECORDS)
+        # Seed by seed, so that a whole table is there as early as possible.
+        self.trainings = [self._training(run, seed) for seed in sweep.seeds for run in sweep.runs]
+
+    def _training(self, run: Run, seed: int) -> Training:
+        cfg = run.cfg.clone()
+        cfg.defrost()
+        cfg.SEED = seed
+        cfg.freeze()
+        digest = digest_of(cfg, has_latency=self.sweep.has_latency)
+        return Training(run, seed, cfg, digest, self.output / WORK / digest)
+
+    def record(self, training: Training) -> Record | None:
+        """Return what is known of how a training ended; a ConfigError names a record that cannot be read."""
+        try:
+            return self.records.get(training.digest)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def open_trainings(self, only: Sequence[str] = ()) -> list[Training]:
+        """Return what is still to be trained, of the runs that match a pattern of `only` (none: all).
+
+        A pattern that matches no run is a ConfigError that lists them.
+        """
+        names = [run.name for run in self.sweep.runs]
+        for pattern in only:
+            if not any(_matches(name, [pattern]) for name in names):
+                near = near_misses(pattern, names)
+                raise ConfigError(f"--only '{pattern}' matches no run" + (f"; did you mean {near}?" if near else "")
+                                  + f" Runs: {'; '.join(names)}")  # fmt: skip
+        wanted = [t for t in self.trainings if not only or _matches(t.run.name, only)]
+        return [t for t in wanted if (record := self.record(t)) is None or record.status == "failed"]
+
+    def write_tables(self) -> list[Path]:
+        """Write the table in Markdown, CSV and HTML; return the files."""
+        records = {(t.run.name, t.seed): self.record(t) for t in self.trainings}
+        return write_tables(self.sweep, records, self.output)
+
+    def check(self) -> None:
+        """Build every detector, without memory, look for its weights, and read the indices of all data sets.
+
+        A mistake in any run (ConfigError, DataError) so ends a sweep before its first run starts.
+        """
+        counts: dict[str, int] = {}
+        for run in self.sweep.runs:
+            with _named(self.sweep, run), values_are_the_configs():
+                for key in ("TRAIN", "TEST"):
+                    if not run.cfg.DATASETS[key]:
+                        raise ConfigError(f"DATASETS.{key} is empty; a sweep trains and measures AP")
+                for name in (*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST):
+                    if name not in counts:
+                        counts[name] = len(open_dataset(name).load().class_names)
+                require_weights_file(run.cfg)
+                with torch.device("meta"):
+                    build_detector(run.cfg, num_classes=counts[run.cfg.DATASETS.TRAIN[0]])
+
+
+def run_sweep(study: Study, slots: Slots, *, only: Sequence[str] = (), projects: Sequence[Path | str] = ()) -> int:
+    """Train what is open, and return how many of the sweep's runs have failed.
+
+    Interrupted or told to stop, the runs save and end, and SystemExit says so; the same call then goes on. After
+    kill -9 runs that are still alive are waited for, the others go on from their checkpoints.
+    """
+    study.check()
+    waiting = deque(study.open_trainings(only))
+    study.output.mkdir(parents=True, exist_ok=True)
+    logger.info("%d of %d trainings to do, %d at a time; in %s", len(waiting), len(study.trainings), slots.count,
+                study.output)  # fmt: skip
+    pool = _Pool(study, slots, [str(Path(folder).resolve()) for folder in projects])
+    files = study.write_tables()
+    with StopSignal() as stop, LiveLine(logger) as live:
+        try:
+            while waiting or pool.active:
+                pool.start_from(waiting)
+                if pool.collect():
+                    files = study.write_tables()
+                live.update(pool.progress(len(waiting)))
+                if stop.received:
+                    raise KeyboardInterrupt
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            pool.stop()
+            study.write_tables()
+            raise SystemExit("stopped; what was trained so far is saved, and the same command goes on") from None
+    logger.info("tables: %s", ", ".join(map(str, files)))
+    return sum(1 for t in study.trainings if (record := study.record(t)) is not None and record.status == "failed")
+
+
+class _Pool:
+    """The trainings that are under way."""
+
+    def __init__(self, study: Study, slots: Slots, projects: list[str]) -> None:
+        self.study, self.slots, self.projects = study, slots, projects
+        self.active: list[tuple[Training, Started | None, float]] = []
+        self._durations: list[float] = []
+
+    def start_from(self, waiting: deque[Training]) -> None:
+        """Fill the free slots; a training that another living process holds is waited for, and starts nothing."""
+        while waiting and len(self.active) < self.slots.count:
+            training = waiting.popleft()
+            started = None if is_busy(training.folder) else self._start(training)
+            self.active.append((training, started, time.monotonic()))
+
+    def _start(self, training: Training) -> Started:
+        about = {"run": training.run.name, "seed": training.seed, "changes": dict(training.run.overrides)}
+        job = write_job(
+            training.folder,
+            training.cfg,
+            records=self.study.records,
+            digest=training.digest,
+            projects=self.projects,
+            about=about,
+            has_latency=self.study.sweep.has_latency,
+        )
+        return self.slots.start(job)
+
+    def collect(self) -> bool:
+        """Take away what has ended, and return whether anything has."""
+        ended = [item for item in self.active if self._has_ended(*item)]
+        self.active = [item for item in self.active if item not in ended]
+        return bool(ended)
+
+    def _has_ended(self, training: Training, started: Started | None, since: float) -> bool:
+        how = (None if is_busy(training.folder) else "") if started is None else started.ended()
+        if how is None:
+            return False
+        record = self.study.record(training)
+        if record is None:
+            why = how or "it left no record"
+            record = Record("failed", reason=f"{why}; see {training.folder / 'output.txt'}")
+            self.study.records.put(training.digest, record)
+        if record.status == "finished" and started is not None:
+            self._durations.append(time.monotonic() - since)
+        level = logger.info if record.status == "finished" else logger.warning
+        ap = record.measure("AP")
+        level("%s: %s%s", training.name, record.state, f", AP {ap:.1f}" if ap is not None else "")
+        return True
+
+    def progress(self, waiting: int) -> str:
+        """Return one line on all of it: what has ended, how far the others are, how long it will take."""
+        total = len(self.study.trainings)
+        now = "; ".join(f"{t.name} {t.iteration()}/{t.iterations}" for t, _, _ in self.active)
+        return f"{total - waiting - len(self.active)}/{total} ended  eta {format_duration(self._left(waiting))}  {now}"
+
+    def _left(self, waiting: int) -> float:
+        """Return the seconds to the end, by what the trainings of this call took, or have taken so far."""
+        typical = statistics.fmean(self._durations) if self._durations else self._extrapolated()
+        elapsed = [time.monotonic() - since for _, _, since in self.active]
+        return (waiting * typical + sum(max(typical - e, 0.0) for e in elapsed)) / self.slots.count
+
+    def _extrapolated(self) -> float:
+        shares = [(t.iteration() / t.iterations, time.monotonic() - since) for t, _, since in self.active]
+        return max((elapsed / share for share, elapsed in shares if share), default=float("inf"))
+
+    def stop(self) -> None:
+        """Have all that was started save and end, at the same time."""
+        for _, started, _ in self.active:
+            if started is not None:
+                started.stop()
+
+
+@contextlib.contextmanager
+def _named(sweep: Sweep, run: Run) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{sweep.file}: run '{run.name}': {error}") from error
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def plan_table(study: Study, only: Sequence[str] = ()) -> str:
+    """Return what a sweep would do, as text: every training, the keys that it sets, and its state."""
+    from tabulate import tabulate
+
+    open_digests = {t.digest for t in study.open_trainings(only)}
+    rows = []
+    for t in study.trainings:
+        record = study.record(t)
+        state = record.state if record else f"at iteration {t.iteration()}" if t.iteration() else "new"
+        todo = "trains" if t.digest in open_digests else ""
+        rows.append([t.run.name, t.seed, t.iterations, state, todo, " ".join(_assignments(t.run.overrides)), t.digest])
+    return tabulate(rows, ["run", "seed", "iterations", "state", "", "sets", "record"], tablefmt="simple",
+                    disable_numparse=True)  # fmt: skip
+
+
+def _assignments(overrides: Sequence[tuple[str, Any]]) -> list[str]:
+    return [f"{key}={value}" for key, value in overrides]

@@ -1,0 +1,147 @@
+"""One run of a sweep in a process of its own: train, or go on where it stopped, and leave a record.
+
+`python -m detkit.experiments.worker JOB.json`, under torchrun for several devices. The sweep starts it; by hand it
+shows the whole log of a run that failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detkit.checkpoint import FINAL
+from detkit.config import CfgNode, get_cfg
+from detkit.distributed import broadcast_text, is_main, world_size
+from detkit.engine import NonFiniteLossError, import_projects, train
+from detkit.engine.launch import process_group
+from detkit.engine.run_folder import CHECKPOINTS, TIMING
+from detkit.env import describe_environment
+from detkit.experiments.latency import milliseconds_per_picture
+from detkit.experiments.records import Record, Records
+from detkit.files import locked, write_text_atomically
+from detkit.log import read_json_lines
+
+JOB = "job.json"
+_ABOUT_MACHINE = ("detkit", "torch", "GPU", "CPU capability")
+
+
+class BusyError(RuntimeError):
+    """Another process is at this run."""
+
+
+def write_job(
+    folder: Path,
+    cfg: CfgNode,
+    *,
+    records: Records,
+    digest: str,
+    projects: Sequence[str],
+    about: Mapping[str, Any],
+    has_latency: bool,
+) -> Path:
+    """Write what a worker needs to know into a run's folder, and return the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "config": cfg.dump(),
+        "projects": list(projects),
+        "records": str(records.folder.resolve()),
+        "digest": digest,
+        "about": dict(about),
+        "has_latency": has_latency,
+    }
+    write_text_atomically(folder / JOB, json.dumps(content, indent=1) + "\n")
+    return folder / JOB
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; BusyError where another one, still alive, holds it."""
+
+    def refuse() -> None:
+        raise BusyError(f"{folder}: another process trains this run")
+
+    with locked(folder / ".lock", on_wait=refuse):
+        yield
+
+
+def is_busy(folder: Path) -> bool:
+    """Return whether a living process holds a run's folder."""
+    if not folder.is_dir():
+        return False
+    try:
+        with held(folder):
+            return False
+    except BusyError:
+        return True
+
+
+def run_job(path: Path) -> Record:
+    """Train the run that a job file describes, write its record and return it. Raises BusyError."""
+    job = json.loads(path.read_text(encoding="utf-8"))
+    records, digest, folder = Records(job["records"]), job["digest"], path.parent
+    with process_group(), held(folder) if is_main() else contextlib.nullcontext():
+        known = records.get(digest)
+        is_open = broadcast_text(str(known is None or known.status == "failed"))  # by the main rank
+        if is_open != "True":
+            return records.get(digest) or Record("failed", reason="its record vanished")
+        record = _outcome(job, folder)
+        if is_main():
+            records.put(digest, record)
+            if record.status != "failed":
+                _drop_what_only_resuming_needs(folder / CHECKPOINTS)
+        return record
+
+
+def _outcome(job: Mapping[str, Any], folder: Path) -> Record:
+    about = {**job["about"], **_about_machine(), "ended": time.strftime("%Y-%m-%d")}
+    latency = None
+    try:
+        import_projects(job["projects"])
+        cfg = get_cfg()
+        cfg.merge_from_text(job["config"], source=str(folder / JOB))
+        cfg.OUTPUT_DIR = str(folder)
+        results = train(cfg, resume=True)
+        if job["has_latency"] and is_main():
+            latency = round(milliseconds_per_picture(folder / CHECKPOINTS / FINAL), 3)
+    except NonFiniteLossError as error:
+        return Record("diverged", {}, error.iteration, _seconds(folder), None, _line(error), about)
+    except Exception as error:  # whatever it is, the other runs go on, and the table says it
+        traceback.print_exc()
+        return Record("failed", reason=f"{type(error).__name__}: {_line(error)}", about=about)
+    rows = read_json_lines(folder / TIMING)
+    return Record("finished", results, rows[-1]["iteration"] if rows else 0, _seconds(folder), latency, "", about)
+
+
+def _seconds(folder: Path) -> float:
+    """Return the time of all training steps, those of earlier processes too."""
+    total, before = 0.0, 0
+    for row in read_json_lines(folder / TIMING):
+        total += (row["iteration"] - before) * row["seconds_per_iteration"]
+        before = row["iteration"]
+    return round(total, 1)
+
+
+def _about_machine() -> dict[str, Any]:
+    found = describe_environment()
+    return {name: found[name] for name in _ABOUT_MACHINE} | {"processes": world_size()}
+
+
+def _line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:300]
+
+
+def _drop_what_only_resuming_needs(checkpoints: Path) -> None:
+    for path in checkpoints.glob("*"):
+        if path.name != FINAL:
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(Path(sys.argv[1])).status == "failed")
