@@ -27,8 +27,8 @@ def sweep(argv: Sequence[str] | None = None) -> int:
         projects = import_projects(args.projects)
         study = Study(read_sweep(args.file, args.scale, seeds=args.seeds, projects=projects), args.output)
         if args.dry_run:
-            study.check()
             print(plan_table(study, args.only))
+            study.check()
             return 0
         if args.tables_only:
             print("\n".join(map(str, study.write_tables())))

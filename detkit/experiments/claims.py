@@ -20,6 +20,7 @@ from detkit.registry import near_misses
 _LEARNT_NOTHING = 1.0  # AP below which a run that came to its end has not learnt either
 
 State = Literal["holds", "fails", "undecided"]
+Kind = Literal["better", "alike", "diverges"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Claim:
     """
 
     says: str
-    kind: Literal["better", "alike", "diverges"]
+    kind: Kind
     run: str
     others: tuple[str, ...] = ()
     margin: float = 2.0
@@ -71,8 +72,8 @@ class Verdict:
     why: str
 
 
-_KEYS = {"BETTER": "better", "ALIKE": "alike", "DIVERGES": "diverges"}
-_ALLOWED = {
+_KEYS: dict[str, Kind] = {"BETTER": "better", "ALIKE": "alike", "DIVERGES": "diverges"}
+_ALLOWED: dict[Kind, set[str]] = {
     "better": {"SAYS", "BETTER", "THAN", "MARGIN"},
     "alike": {"SAYS", "ALIKE", "TO", "POINTS", "MARGIN"},
     "diverges": {"SAYS", "DIVERGES"},
@@ -155,7 +156,7 @@ def _joined(claim: Claim, parts: Sequence[tuple[State, float, str]]) -> Verdict:
     for state in ("fails", "undecided", "holds"):
         those = [part for part in parts if part[0] == state]
         if those:
-            return Verdict(claim, state, min(those, key=lambda part: part[1])[2])  # type: ignore[arg-type]
+            return Verdict(claim, state, min(those, key=lambda part: part[1])[2])
     raise AssertionError(claim)
 
 

@@ -6,7 +6,8 @@
     AXES:                                  # their product makes the runs
       MODEL.CLS_LOSS.SigmoidFocalLoss.GAMMA: [0, 2]              # a key and its values: runs "gamma 0", "gamma 2"
       head: {narrow: {MODEL.NECK.FPN.OUT_CHANNELS: 32}, wide: {}}  # or names, and the keys that each sets
-    PAPER: {"gamma 2, wide": [34.0, 52.5, 36.5]}                 # AP, AP50, AP75, or {AP: 34.0, ms: 98}
+    PAPER: {"gamma 2, wide": [34.0, 52.5, 36.5]}  # AP, AP50, AP75, APs, APm, APl, ms, or {AP: 34.0, ms: 98}
+    OTHERS: {SSD513: [31.2]}               # rows of the paper's table that are not trained here
     CLAIMS:
       - {SAYS: focusing helps, BETTER: "gamma 2, wide", THAN: ["gamma 0, *"]}
     SCALES:                                # any of the keys above, chosen by --scale, over those at the top
@@ -30,9 +31,9 @@ from detkit.config.yaml_file import Layer, read_layers
 from detkit.experiments.claims import Claim, read_claim
 from detkit.registry import near_misses
 
-_SCALED = ("BASE", "SEEDS", "OVERRIDES", "AXES", "PAPER", "CLAIMS", "LATENCY", "DEVIATION", "NOTE")
+_SCALED = ("BASE", "SEEDS", "OVERRIDES", "AXES", "PAPER", "OTHERS", "CLAIMS", "LATENCY", "DEVIATION", "NOTE")
 _TOP = ("TITLE", *_SCALED, "SCALES")
-_MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ms")
+MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ms")
 _SEED_LIMIT = 2**31
 
 
@@ -63,6 +64,7 @@ class Sweep:
         base: the config that all runs start from.
         runs, seeds: what is trained.
         paper: the paper's values by run and measure: points, milliseconds for "ms".
+        others: its values for methods that are not trained here.
         claims: what should hold.
         has_latency: whether the time of inference is measured.
         deviation: of a run over seeds, in points of AP, where fewer than two seeds cannot show it; None: unknown.
@@ -75,6 +77,7 @@ class Sweep:
     runs: tuple[Run, ...]
     seeds: tuple[int, ...]
     paper: Mapping[str, Mapping[str, float]]
+    others: Mapping[str, Mapping[str, float]]
     claims: tuple[Claim, ...]
     has_latency: bool = False
     deviation: float | None = None
@@ -104,7 +107,8 @@ def read_sweep(
         base=base,
         runs=runs,
         seeds=chosen,
-        paper=_paper(source, tree.get("PAPER") or {}, names),
+        paper=_paper(source, "PAPER", tree.get("PAPER") or {}, names),
+        others=_paper(source, "OTHERS", tree.get("OTHERS") or {}, None),
         claims=tuple(_claims(source, tree.get("CLAIMS") or [], names)),
         has_latency=_typed(source, tree, "LATENCY", False, bool),
         deviation=_typed(source, tree, "DEVIATION", None, float),
@@ -315,21 +319,22 @@ def _typed(source: _Source, tree: dict[str, Any], key: str, default: Any, kind: 
     return value
 
 
-def _paper(source: _Source, values: Any, names: Sequence[str]) -> dict[str, dict[str, float]]:
+def _paper(source: _Source, key: str, values: Any, names: Sequence[str] | None) -> dict[str, dict[str, float]]:
+    """Return the values of PAPER, whose rows are runs of these names, or of OTHERS, which has names of its own."""
     if not isinstance(values, dict):
-        raise source.fail(("PAPER",), f"PAPER must be runs and their values, not {values!r}")
+        raise source.fail((key,), f"{key} must be names and their values, not {values!r}")
     paper: dict[str, dict[str, float]] = {}
     for name, given in values.items():
-        if name not in names:
+        if names is not None and name not in names:
             near = near_misses(name, names)
             hint = f"; did you mean {near}?" if near else ""
-            raise source.fail(("PAPER", name), f"PAPER: there is no run '{name}'{hint} Runs: {'; '.join(names)}")
-        row = dict(zip(_MEASURES, given, strict=False)) if isinstance(given, list) else given
+            raise source.fail((key, name), f"{key}: there is no run '{name}'{hint} Runs: {'; '.join(names)}")
+        row = dict(zip(MEASURES, given, strict=False)) if isinstance(given, list) else given
         numbers = isinstance(row, dict) and all(type(v) in (int, float) for v in row.values())
-        if not numbers or not row or set(row) - set(_MEASURES):
-            raise source.fail(("PAPER", name), f"PAPER, '{name}': expected numbers [AP, AP50, AP75] or "
-                              f"{{AP: 34.0, ms: 98}} of {', '.join(_MEASURES)}, not {given!r}")  # fmt: skip
-        paper[name] = {key: float(value) for key, value in row.items()}
+        if not numbers or not row or set(row) - set(MEASURES) or len(row) != len(given):
+            raise source.fail((key, name), f"{key}, '{name}': expected numbers [AP, AP50, AP75] or "
+                              f"{{AP: 34.0, ms: 98}} of {', '.join(MEASURES)}, not {given!r}")  # fmt: skip
+        paper[name] = {measure: float(value) for measure, value in row.items()}
     return paper
 
 

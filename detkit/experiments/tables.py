@@ -12,12 +12,11 @@ from pathlib import Path
 from detkit.evaluation.tables import format_points
 from detkit.experiments.claims import Outcome, Verdict, judge, pooled_deviation
 from detkit.experiments.records import Record
-from detkit.experiments.sweep_file import Sweep
+from detkit.experiments.sweep_file import MEASURES, Sweep
 from detkit.files import write_text_atomically
 from detkit.log import format_duration
 from detkit.visualization.report import page
 
-MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "ms")
 _SHOWN = ("AP", "AP50", "AP75")
 Found = Mapping[tuple[str, int], Record | None]
 
@@ -77,14 +76,14 @@ def comma_separated(sweep: Sweep, records: Found) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     axes = list(sweep.runs[0].choices)
-    paper = [f"paper_{measure}" for measure in (*_SHOWN, "ms")]
+    paper = [f"paper_{measure}" for measure in MEASURES]
     writer.writerow(["run", *axes, "seeds", "state", "AP", "AP_deviation", *MEASURES[1:], *paper])
     for run in sweep.runs:
         found = [records[run.name, seed] for seed in sweep.seeds]
         means = {measure: _mean(found, measure) for measure in MEASURES}
         row = [run.name, *(run.choices[axis] for axis in axes), sum(r is not None for r in found), _states(found)]
         row += [_number(means["AP"]), _number(_spread(found)), *(_number(means[m]) for m in MEASURES[1:])]
-        row += [_number(sweep.paper.get(run.name, {}).get(measure)) for measure in (*_SHOWN, "ms")]
+        row += [_number(sweep.paper.get(run.name, {}).get(measure)) for measure in MEASURES]
         writer.writerow(row)
     return file.getvalue()
 
@@ -109,13 +108,19 @@ def _cells(sweep: Sweep, records: Found) -> tuple[list[str], list[list[str]]]:
         cells = [_with_spread(found) if m == "AP" else format_points(_mean(found, m)) for m in measures]
         cells = ["" if cell == "n/a" else cell for cell in cells]
         paper = sweep.paper.get(run.name, {})
-        cells += [f"{paper[m]:.1f}" if m in paper else "" for m in measures if _paper_has(sweep, m)]
+        cells += _paper_cells(sweep, paper, measures)
         rows.append([run.name, *cells, str(sum(r is not None for r in found)), _states(found)])
+    for name, values in sweep.others.items():
+        rows.append([name, *("" for _ in measures), *_paper_cells(sweep, values, measures), "", "of the paper"])
     return head, rows
 
 
+def _paper_cells(sweep: Sweep, values: Mapping[str, float], measures: Sequence[str]) -> list[str]:
+    return [f"{values[m]:.1f}" if m in values else "" for m in measures if _paper_has(sweep, m)]
+
+
 def _paper_has(sweep: Sweep, measure: str) -> bool:
-    return any(measure in values for values in sweep.paper.values())
+    return any(measure in values for values in (*sweep.paper.values(), *sweep.others.values()))
 
 
 def _mean(records: Sequence[Record | None], measure: str) -> float | None:
