@@ -1,0 +1,185 @@
+"""Sweeps end to end: resumed after kill -9, failing and diverging runs, what is finished, submitit's local executor."""
+
+import json
+import signal
+import time
+
+import pytest
+
+from detkit.cli.sweep import sweep
+from detkit.config import ConfigError
+from detkit.experiments.slots import LocalSlots, worker_command
+from detkit.experiments.sweep import Study
+from detkit.experiments.sweep_file import read_sweep
+from detkit.log import read_json_lines
+from tests.experiments.conftest import SWEEP
+
+pytestmark = pytest.mark.slow
+ENDS = """
+BASE: tiny.yaml
+OVERRIDES: {SOLVER.MAX_ITER: 3, TEST.EVAL_PERIOD: 0, VIS.NUM_IMAGES: 0}
+AXES:
+  run:
+    good: {}
+    diverges: {SOLVER.BASE_LR: 1.0e+30}
+    fails: {SOLVER.OPTIMIZER.SGD.MOMENTUM: -1.0}
+"""
+ONE = "BASE: tiny.yaml\nOVERRIDES: {SOLVER.MAX_ITER: 2, TEST.EVAL_PERIOD: 0}\nAXES: {SOLVER.BASE_LR: [0.01]}"
+
+
+def records_of(output):
+    return {path.stem: path.read_text() for path in (output / "records").glob("*.json")}
+
+
+def tables_of(output):
+    return {path.name: path.read_text() for path in output.glob("sweep.*")}
+
+
+def aps_of(output):
+    records = [json.loads(text) for text in records_of(output).values()]
+    return {(r["about"]["run"], r["about"]["seed"]): r["results"] for r in records}
+
+
+def test_one_run_that_fails_or_diverges_does_not_stop_the_rest(sweep_file, folder, capsys):
+    path, output = sweep_file(ENDS), folder / "out"
+    assert sweep([str(path), "--output", str(output), "--slots", "2"]) == 1
+    states = {r["about"]["run"]: r for r in map(json.loads, records_of(output).values())}
+    assert states["good"]["status"] == "finished"
+    assert (states["diverges"]["status"], states["diverges"]["iterations"] in (2, 3)) == ("diverged", True)
+    assert states["fails"]["status"] == "failed"
+    assert "momentum" in states["fails"]["reason"].lower()
+    table = (output / "sweep.md").read_text()
+    assert f"diverged at iteration {states['diverges']['iterations']}" in table
+    assert "failed: " in table
+    assert "1 runs failed" in capsys.readouterr().err
+
+    before = records_of(output)  # what failed is tried again, and nothing else
+    assert sweep([str(path), "--output", str(output)]) == 1
+    assert "1 of 3 trainings to do" in capsys.readouterr().out
+    assert {k: v for k, v in records_of(output).items() if '"failed"' not in v} == {
+        k: v for k, v in before.items() if '"failed"' not in v
+    }
+
+
+def test_a_sweep_killed_in_its_midst_ends_with_the_same_table(sweep_file, folder, command):
+    path = sweep_file(SWEEP.replace("SEEDS: [0, 1]", "SEEDS: [0]"))
+    assert sweep([str(path), "--output", "unbroken", "--slots", "2"]) == 0
+    process = command(path, "--output", "killed", "--slots", "1")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list((folder / "killed" / "work").glob("*/checkpoints/model_0*.pth")):
+        time.sleep(0.01)
+    timing = list((folder / "killed" / "work").glob("*/timing.jsonl"))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert timing
+    assert len(records_of(folder / "killed")) < 2
+    assert sweep([str(path), "--output", "killed", "--slots", "2"]) == 0  # waits for the orphan, if it still lives
+    assert aps_of(folder / "killed") == aps_of(folder / "unbroken")
+    unbroken, killed = (tables_of(folder / name)["sweep.csv"] for name in ("unbroken", "killed"))
+    assert killed == unbroken
+
+
+def test_told_to_stop_it_saves_and_a_second_call_goes_on(sweep_file, folder, command):
+    text = "BASE: tiny.yaml\nOVERRIDES: {SOLVER.MAX_ITER: 400, TEST.EVAL_PERIOD: 0}\nAXES: {SOLVER.BASE_LR: [0.01]}"
+    process = command(sweep_file(text), "--output", "out")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list((folder / "out" / "work").glob("*/checkpoints/*.pth")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert "the same command goes on" in errors
+    assert process.returncode != 0
+    (work,) = (folder / "out" / "work").iterdir()
+    saved = read_json_lines(work / "timing.jsonl")[-1]["iteration"]
+    assert 0 < saved < 400
+    assert not records_of(folder / "out")
+    assert list((work / "checkpoints").glob(f"model_{saved:08d}.pth"))
+
+
+def test_finished_runs_are_shared_and_changed_ones_are_trained(sweep_file, folder, capsys):
+    first = sweep_file(ONE, "first.yaml")
+    assert sweep([str(first), "--output", "out"]) == 0
+    work = next((folder / "out" / "work").iterdir())
+    assert [p.name for p in (work / "checkpoints").iterdir()] == ["model_final.pth"]
+    second = sweep_file(
+        ONE.split("AXES")[0] + "AXES: {rate: {same: {SOLVER.BASE_LR: 0.01}, other: {SEED: 1}}}",
+        "second.yaml",
+    )
+    with pytest.raises(ConfigError, match="sets SEED"):
+        read_sweep(second)
+    second.write_text(second.read_text().replace("SEED: 1", "SOLVER.BASE_LR: 0.02"))
+    assert sweep([str(second), "--output", "out", "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert [line.split()[3] for line in plan.splitlines() if line.startswith(("same", "other"))] == ["finished", "new"]
+    assert len(records_of(folder / "out")) == 1  # a dry run trains nothing
+    assert sweep([str(second), "--output", "out", "--only", "same"]) == 0
+    assert len(records_of(folder / "out")) == 1
+    assert sweep([str(second), "--output", "out", "--only", "o*"]) == 0
+    assert len(records_of(folder / "out")) == 2
+
+
+def test_a_run_can_be_a_job_of_submitit(sweep_file, folder):
+    pytest.importorskip("submitit")
+    from detkit.experiments.slots import SubmititSlots
+    from detkit.experiments.sweep import run_sweep
+
+    study = Study(read_sweep(sweep_file(ONE)), folder / "out")
+    assert run_sweep(study, SubmititSlots(1, folder / "logs", cluster="local")) == 0
+    assert study.record(study.trainings[0]).status == "finished"
+    assert "| finished" in (folder / "out" / "sweep.md").read_text()
+
+
+def test_a_worker_that_is_killed_is_a_failure_that_says_so(sweep_file, folder, monkeypatch):
+    killed = ["-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(
+        "detkit.experiments.slots.worker_command", lambda job, n: [*worker_command(job, n)[:1], *killed]
+    )
+    assert sweep([str(sweep_file(ONE)), "--output", "out"]) == 1
+    assert (
+        "killed by SIGKILL, as the system does to a process when memory ends" in (folder / "out/sweep.md").read_text()
+    )
+
+
+MISTAKES = {
+    "a value that the component refuses": ("AXES: {MODEL.CLS_LOSS.SigmoidFocalLoss.ALPHA: [0.5, 2.0]}", "alpha 2"),
+    "data that are not there": ("AXES: {DATASETS.TRAIN: [['coco:no.json:no']]}", "no.json"),
+    "no data to measure on": (
+        "OVERRIDES: {DATASETS.TEST: []}\nAXES: {SOLVER.BASE_LR: [0.1]}",
+        "DATASETS.TEST is empty",
+    ),
+    "weights that are not there": ("AXES: {MODEL.WEIGHTS: [no.pth]}", "no.pth"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_any_run_ends_the_sweep_before_the_first(name, sweep_file, folder, capsys):
+    text, word = MISTAKES[name]
+    assert sweep([str(sweep_file(f"BASE: tiny.yaml\n{text}")), "--output", "out"]) == 2
+    assert word in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+def test_flags_that_are_wrong(sweep_file, capsys):
+    path = str(sweep_file())
+    for words, text in (
+        (["--only", "gama 2"], "matches no run; did you mean 'gamma 2'"),
+        (["--slots", "0"], "--slots must be at least 1"),
+        (["--scale", "paper"], "it has no SCALES"),
+        (["--slurm", "partition"], "KEY=VALUE"),
+        (["--seeds", "-1"], "SEEDS"),
+    ):
+        assert sweep([path, "--output", "out", *words]) == 2
+        assert text in capsys.readouterr().err
+
+
+def test_cores_and_devices_are_shared_out(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    slots = LocalSlots(2, processes=2)
+    assert slots._share(1) == {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "2,3"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert slots._share(0)["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert LocalSlots(6)._share(5) == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "5"}
+    with pytest.raises(ConfigError, match="need 6 CUDA devices"):
+        LocalSlots(3, processes=2)
