@@ -282,17 +282,20 @@ SAMPLERS = Registry(
     """`cls(num_classes=K, **options)`; `sampler(labels_NR, *, anchors, boxes, loss, rng) -> selected_NR` (bool).
 
     The selection is a subset of `labels >= 0`. `anchors` is [R, 4]; `boxes()` decodes the predictions to [N, R, 4],
-    lazily and without gradient; `loss(parts)` gives the loss per anchor [N, R], float32, for parts "cls" or "cls+box",
-    without gradient; `rng()` gives uniform numbers in [0, 1) as [N, R], each row a pure function of (seed, iteration,
-    image id).
+    lazily and without gradient; `loss(parts)` gives the loss per anchor [N, R], float32, without gradient, for parts
+    "cls", the whole classification loss, or "term", its term of the anchor's own class (of background the largest), and
+    for "cls+box" or "term+box" with the box loss; `rng()` gives uniform numbers in [0, 1) as [N, R], each row a pure
+    function of (seed, iteration, image id).
     """,
 )
 
 CLS_LOSSES = Registry(
     "CLS_LOSSES",
-    """`cls(**options)`; `loss(logits_NRK', labels_NR, reduction) -> scalar "sum" | [N, R] "anchor"`.
+    """`cls(**options)`; `loss(logits_NRK', labels_NR, reduction) -> scalar "sum" | [N, R] "anchor" |
+    [N, R, K'] "none"`.
 
-    Labels as an assigner gives them; -1 adds nothing and gets no gradient. `num_channels(K) -> K'` says how many logits
+    Labels as an assigner gives them; -1 adds nothing and gets no gradient. "none", the terms that "anchor" sums, is
+    optional: a sampler may ask for one of them. `num_channels(K) -> K'` says how many logits
     an anchor has; `prior_bias(prior, K) -> list` the K' biases of an anchor at which a foreground score starts at
     `prior`; `scores(logits_NRK') -> [N, R, K]` the class scores in [0, 1] at inference, background left out.
     """,

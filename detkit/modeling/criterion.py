@@ -20,6 +20,7 @@ from detkit.modeling.random_numbers import counter_uniform
 from detkit.structures import IGNORED, Batch, foreground
 
 Normalizer = Literal["assigned", "selected_positives", "selected"]
+_PARTS = ("cls", "cls+box", "term", "term+box")  # of the loss that a sampler may ask for
 _MOVING_AVERAGE_START = 100.0  # detectron2's; the foreground of a batch of a few COCO images
 
 
@@ -112,14 +113,35 @@ class Criterion(nn.Module):
                 return self.box_coder.decode(deltas_NR4, anchors_R4)
 
         def loss(parts: str) -> Tensor:
-            if parts not in ("cls", "cls+box"):
-                raise ValueError(f"a sampler asked for the loss of {parts!r}; there are 'cls' and 'cls+box'")
+            if parts not in _PARTS:
+                raise ValueError(f"a sampler asked for the loss of {parts!r}; there are {', '.join(_PARTS)}")
             with torch.no_grad():
-                loss_NR = self.cls_loss(logits_NRK, labels_NR, "anchor")
-                return loss_NR if parts == "cls" else loss_NR + self.box_loss_weight * box_losses()
+                if parts.startswith("term"):
+                    loss_NR = self._one_term(logits_NRK, labels_NR, parts)
+                else:
+                    loss_NR = self.cls_loss(logits_NRK, labels_NR, "anchor")
+                return loss_NR + self.box_loss_weight * box_losses() if parts.endswith("+box") else loss_NR
 
         rng = functools.partial(counter_uniform, seeds_N, labels_NR.shape[1])
         return self.sampler(labels_NR, anchors=anchors_R4, boxes=boxes, loss=loss, rng=rng)
+
+    def _one_term(self, logits_NRK: Tensor, labels_NR: Tensor, parts: str) -> Tensor:
+        """Return the term of the classification loss that belongs to an anchor's class, [N, R]; 0 where it is ignored.
+
+        Of background it is the largest: on sigmoids, the term of the class that scores highest.
+        """
+        try:
+            terms_NRK = self.cls_loss(logits_NRK.float(), labels_NR, "none")  # in half precision, many would tie
+            if terms_NRK.shape != logits_NRK.shape:
+                raise ValueError(f"shape {tuple(terms_NRK.shape)}, not that of the logits, {tuple(logits_NRK.shape)}")
+        except Exception as error:  # whatever a loss does at a reduction that it does not know
+            raise ValueError(
+                f"a sampler asked for the loss of {parts!r} (SCORE of OHEM), but {type(self.cls_loss).__name__} does "
+                f"not give its terms one by one: reduction 'none' (see CLS_LOSSES) ended in {error!r}. Add it to the "
+                "loss, or score by 'cls' or 'cls+box'"
+            ) from error
+        own_NR1 = terms_NRK.gather(-1, labels_NR.clamp(0, self.num_classes - 1)[..., None])
+        return torch.where(foreground(labels_NR, self.num_classes), own_NR1[..., 0], terms_NRK.amax(-1))
 
     def _box_losses(
         self, deltas_NR4: Tensor, anchors_R4: Tensor, gt_boxes_NG4: Tensor, matched_NR: Tensor, is_foreground: Tensor

@@ -30,8 +30,11 @@ class PolyFocalLoss(SigmoidFocalLoss):
             raise ValueError(f"PolyFocalLoss: epsilon {epsilon} is below -1, where the loss falls as p_t does")
         self.epsilon = epsilon
 
-    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Literal["sum", "anchor"]) -> Tensor:
-        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
+    def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Literal["sum", "anchor", "none"]) -> Tensor:
+        """Return the loss of all anchors ("sum"), of each, [N, R] ("anchor"), or its terms, [N, R, K] ("none").
+
+        Label -1 adds nothing.
+        """
         return super().__call__(logits_NRK, labels_NR, reduction) + self.epsilon * self._first_term(
             logits_NRK.float(), labels_NR, reduction
         )
@@ -44,4 +47,6 @@ class PolyFocalLoss(SigmoidFocalLoss):
         if self.alpha is not None:
             term_NRK = term_NRK * torch.where(is_class, self.alpha, 1 - self.alpha)
         term_NRK = term_NRK * (labels_NR >= 0)[..., None]
+        if reduction == "none":
+            return term_NRK
         return term_NRK.sum() if reduction == "sum" else term_NRK.sum(-1)

@@ -11,7 +11,8 @@ from detkit.modeling.box_coder import BoxCoder
 from detkit.modeling.criterion import Criterion
 from detkit.modeling.losses import GIoU, SigmoidFocalLoss, SmoothL1
 from detkit.modeling.random_numbers import counter_uniform
-from detkit.modeling.samplers import AllAnchors
+from detkit.modeling.samplers import OHEM, AllAnchors, OHEM1to3
+from detkit.registry import CLS_LOSSES
 from detkit.structures import Batch
 
 K = 3
@@ -172,11 +173,13 @@ def test_ignored_anchors_get_no_gradient_and_only_foreground_gets_one_for_its_bo
     assert torch.equal(of_deltas.any(-1), (labels >= 0) & (labels < K))
 
 
-@pytest.mark.parametrize("counts", [(3, 1), (0, 0)])
-def test_a_step_needs_no_value_from_the_device(counts):
+@pytest.mark.parametrize(
+    ("counts", "sampler"), [((3, 1), AllAnchors()), ((0, 0), AllAnchors()), ((3, 1), OHEM1to3(K, score="term+box"))]
+)
+def test_a_step_needs_no_value_from_the_device(counts, sampler):
     # Fake tensors have no values: `.item()`, boolean indexing or nonzero would raise here.
     outputs, batch = make_outputs(len(counts)), make_truth(*counts)
-    criterion = make_criterion(normalizer_momentum=0.9)
+    criterion = make_criterion(normalizer_momentum=0.9, sampler=sampler)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = [[mode.from_tensor(x.detach()).requires_grad_(x.requires_grad) for x in level] for level in outputs]
         batch = Batch(**{k: mode.from_tensor(v) for k, v in vars(batch).items()})
@@ -245,10 +248,58 @@ def test_a_sampler_is_offered_labels_anchors_boxes_losses_and_random_numbers():
     assert torch.equal(sampler.offered["rng"](), counter_uniform(batch.seeds, len(anchors)))
 
 
+@pytest.mark.parametrize("loss", [name for name in CLS_LOSSES if CLS_LOSSES.get(name).__module__.startswith("detkit.")])
+def test_one_term_is_that_of_the_own_class_and_the_largest_of_background(loss):
+    outputs, batch, sampler = make_outputs(2), make_truth(3, 1), Spy(every_second)
+    cls_loss = CLS_LOSSES.slot(loss)()
+    make_criterion(sampler=sampler, cls_loss=cls_loss, box_loss_weight=3.0)(*outputs, batch)
+    labels, ask = sampler.labels, sampler.offered["loss"]
+    # The terms by the loss of each class alone, as a detector of one class: 0 is the class, 1 the background.
+    alone = torch.where(labels[..., None] == torch.arange(K), 0, 1).where(labels[..., None] >= 0, -1)
+    terms = cls_loss(torch.cat(outputs[0], 1)[..., None], alone, "anchor")
+    assert {-1, K} < set(labels.flatten().tolist())
+    for label, row, term in zip(labels.flatten(), terms.flatten(0, 1), ask("term").flatten(), strict=True):
+        assert term.item() == pytest.approx((row[label] if 0 <= label < K else row.max()).item(), rel=1e-5)
+    assert ask("term").dtype == torch.float32
+    assert not ask("term").requires_grad
+    torch.testing.assert_close(ask("term+box") - ask("term"), ask("cls+box") - ask("cls"))
+
+
+def test_one_term_of_half_precision_outputs_is_not_rounded():
+    outputs, sampler = make_outputs(1, dtype=torch.bfloat16), Spy(every_second)
+    make_criterion(sampler=sampler)(*outputs, make_truth(3))
+    term = sampler.offered["loss"]("term")
+    assert term.dtype == torch.float32
+    assert not torch.equal(term, term.bfloat16().float())
+
+
+def by_anchor_only(logits, labels, reduction):
+    """As losses are that know two reductions and take any other for the second."""
+    return SigmoidFocalLoss()(logits, labels, "sum" if reduction == "sum" else "anchor")
+
+
+def refusing(logits, labels, reduction):
+    return {"sum": lambda: logits.sum(), "anchor": lambda: logits.sum(-1)}[reduction]()
+
+
+@pytest.mark.parametrize(
+    ("loss", "why"), [(by_anchor_only, r"shape \(1, 180\), not that of the logits"), (refusing, "KeyError")]
+)
+def test_a_loss_that_does_not_give_its_terms_is_named(loss, why):
+    class Whole(SigmoidFocalLoss):
+        def __call__(self, *arguments):
+            return loss(*arguments)
+
+    criterion = make_criterion(sampler=OHEM(K, score="term"), cls_loss=Whole())
+    with pytest.raises(ValueError, match=f"'term' .SCORE of OHEM., but Whole does not .* 'none' .*{why}.*'cls'"):
+        criterion(*make_outputs(1), make_truth(1))
+    make_criterion(sampler=OHEM(K, score="cls+box"), cls_loss=Whole())(*make_outputs(1), make_truth(1))
+
+
 def test_a_sampler_that_asks_for_an_unknown_loss_is_told_the_known_ones():
     sampler = Spy(every_second)
     make_criterion(sampler=sampler)(*make_outputs(1), make_truth(1))
-    with pytest.raises(ValueError, match="'box'.*'cls' and 'cls\\+box'"):
+    with pytest.raises(ValueError, match="'box'.*cls, cls\\+box, term, term\\+box"):
         sampler.offered["loss"]("box")
 
 

@@ -17,7 +17,7 @@ from detkit import ops
 from detkit.ops.losses import LARGEST
 from detkit.registry import CLS_LOSSES
 
-Reduction = Literal["sum", "anchor"]
+Reduction = Literal["sum", "anchor", "none"]
 
 
 class SigmoidLoss:
@@ -27,7 +27,10 @@ class SigmoidLoss:
         self._operation = operation
 
     def __call__(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Reduction) -> Tensor:
-        """Return the loss of all anchors ("sum") or of each, [N, R] ("anchor"); label -1 adds nothing."""
+        """Return the loss of all anchors ("sum"), of each, [N, R] ("anchor"), or its terms, [N, R, K] ("none").
+
+        Label -1 adds nothing. Terms have the type of the logits.
+        """
         return self._operation(logits_NRK, labels_NR, reduction=reduction)
 
     def num_channels(self, num_classes: int) -> int:

@@ -44,7 +44,7 @@ class HardExamples:
             raise ValueError(f"{name}: nms_threshold {nms_threshold} is neither in [0, 1] nor None (no suppression)")
         for option, value, known in (
             ("per", per, ("image", "batch")),
-            ("score", score, ("cls", "cls+box")),
+            ("score", score, ("cls", "cls+box", "term", "term+box")),
             ("boxes", boxes, ("anchors", "predictions")),
             ("within", within, ("all", "sign", "label")),
         ):
@@ -96,7 +96,8 @@ class OHEM(HardExamples):
         batch_size: B, anchors that are selected, at most.
         nms_threshold: IoU above which the easier of two anchors is left out; None suppresses nothing.
         per: B anchors of each "image", or of the "batch" of a process.
-        score: the loss that ranks, summed over classes: of classification ("cls"), or with that of boxes ("cls+box").
+        score: the loss that ranks: that of classification, summed over classes ("cls"), or only its "term" of the
+            anchor's own class (for background, the largest term); and with the loss of boxes, "cls+box" or "term+box".
         boxes: whose overlaps suppress: "anchors" or "predictions".
         within: an anchor suppresses "all" others, those of its "sign" (foreground, background), or of its "label".
     """
@@ -108,7 +109,7 @@ class OHEM(HardExamples):
         batch_size: int = 128,
         nms_threshold: float | None = 0.5,
         per: Literal["image", "batch"] = "image",
-        score: Literal["cls", "cls+box"] = "cls",
+        score: Literal["cls", "cls+box", "term", "term+box"] = "cls",
         boxes: Literal["anchors", "predictions"] = "anchors",
         within: Literal["all", "sign", "label"] = "all",
     ) -> None:
@@ -141,7 +142,8 @@ class OHEM1to3(HardExamples):
         few_positives: where positives do not fill their quarter: "shrink" to three negatives each, or "fill" with
             negatives.
         per: B anchors of each "image", or of the "batch" of a process.
-        score: the loss that ranks, summed over classes: of classification ("cls"), or with that of boxes ("cls+box").
+        score: the loss that ranks: that of classification, summed over classes ("cls"), or only its "term" of the
+            anchor's own class (for background, the largest term); and with the loss of boxes, "cls+box" or "term+box".
         boxes: whose overlaps suppress: "anchors" or "predictions".
         within: an anchor suppresses "all" others, those of its "sign" (foreground, background), or of its "label".
     """
@@ -154,7 +156,7 @@ class OHEM1to3(HardExamples):
         nms_threshold: float | None = 0.5,
         few_positives: Literal["shrink", "fill"] = "shrink",
         per: Literal["image", "batch"] = "image",
-        score: Literal["cls", "cls+box"] = "cls",
+        score: Literal["cls", "cls+box", "term", "term+box"] = "cls",
         boxes: Literal["anchors", "predictions"] = "anchors",
         within: Literal["all", "sign", "label"] = "all",
     ) -> None:

@@ -24,7 +24,7 @@ def inputs():
 
 
 def test_epsilon_zero_is_the_focal_loss():
-    for reduction in ("sum", "anchor"):
+    for reduction in ("sum", "anchor", "none"):
         got = build(epsilon=0.0)(*inputs(), reduction)
         torch.testing.assert_close(got.double(), SigmoidFocalLoss()(*inputs(), reduction).double())
 
@@ -40,6 +40,7 @@ def test_the_formula(alpha, gamma):
     want = (want * (labels >= 0)[..., None]).sum(-1)
     loss = build(alpha=alpha, gamma=gamma, epsilon=-0.5)
     torch.testing.assert_close(loss(logits, labels, "anchor").double(), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss(logits, labels, "none").double().sum(-1), want, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(loss(logits, labels, "sum").double(), want.sum(), rtol=1e-5, atol=1e-5)
 
 
