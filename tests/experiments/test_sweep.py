@@ -11,6 +11,7 @@ from detkit.config import ConfigError
 from detkit.experiments.slots import LocalSlots, worker_command
 from detkit.experiments.sweep import Study
 from detkit.experiments.sweep_file import read_sweep
+from detkit.experiments.worker import run_job
 from detkit.log import read_json_lines
 from tests.experiments.conftest import SWEEP
 
@@ -27,6 +28,25 @@ AXES:
 ONE = "BASE: tiny.yaml\nOVERRIDES: {SOLVER.MAX_ITER: 2, TEST.EVAL_PERIOD: 0}\nAXES: {SOLVER.BASE_LR: [0.01]}"
 
 
+class HereSlots:
+    """Runs one after the other in this process: what a worker does, without starting one."""
+
+    count = 1
+
+    def start(self, job):
+        run_job(job)
+        return self
+
+    def ended(self):
+        return ""
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Let the command train in this process."""
+    monkeypatch.setattr("detkit.experiments.slots.LocalSlots", lambda *_, **__: HereSlots())
+
+
 def records_of(output):
     return {path.stem: path.read_text() for path in (output / "records").glob("*.json")}
 
@@ -40,9 +60,9 @@ def aps_of(output):
     return {(r["about"]["run"], r["about"]["seed"]): r["results"] for r in records}
 
 
-def test_one_run_that_fails_or_diverges_does_not_stop_the_rest(sweep_file, folder, capsys):
+def test_one_run_that_fails_or_diverges_does_not_stop_the_rest(sweep_file, folder, here, capsys):
     path, output = sweep_file(ENDS), folder / "out"
-    assert sweep([str(path), "--output", str(output), "--slots", "2"]) == 1
+    assert sweep([str(path), "--output", str(output)]) == 1
     states = {r["about"]["run"]: r for r in map(json.loads, records_of(output).values())}
     assert states["good"]["status"] == "finished"
     assert (states["diverges"]["status"], states["diverges"]["iterations"] in (2, 3)) == ("diverged", True)
@@ -96,7 +116,7 @@ def test_told_to_stop_it_saves_and_a_second_call_goes_on(sweep_file, folder, com
     assert list((work / "checkpoints").glob(f"model_{saved:08d}.pth"))
 
 
-def test_finished_runs_are_shared_and_changed_ones_are_trained(sweep_file, folder, capsys):
+def test_finished_runs_are_shared_and_changed_ones_are_trained(sweep_file, folder, here, capsys):
     first = sweep_file(ONE, "first.yaml")
     assert sweep([str(first), "--output", "out"]) == 0
     work = next((folder / "out" / "work").iterdir())
