@@ -2,7 +2,7 @@
 
 import sys
 
-from detkit.cli.sweep import sweep
+from detkit.cli import sweep
 
 if __name__ == "__main__":
     sys.exit(sweep())

@@ -5,20 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from detkit.cli.sweep import sweep
 from detkit.cli.train import parse_arguments, train_net
 
-__all__ = ["main", "parse_arguments", "train_net"]
+__all__ = ["main", "parse_arguments", "sweep", "train_net"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `detkit train ...` or `detkit env`."""
+    """Run `detkit train ...`, `detkit sweep ...` or `detkit env`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:
-        return train_net(argv[1:])
-    if argv[:1] == ["env"]:
-        from detkit.env import main as print_environment
-
-        print_environment()
-        return 0
-    print("usage: detkit {train,env} ...   (detkit train --help)", file=sys.stderr)
+    commands = {"train": train_net, "sweep": sweep, "env": _env}
+    if argv[:1] and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
+    print(f"usage: detkit {{{','.join(commands)}}} ...   (detkit train --help)", file=sys.stderr)
     return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+
+
+def _env(argv: Sequence[str]) -> int:
+    from detkit.env import main as print_environment
+
+    print_environment()
+    return 0

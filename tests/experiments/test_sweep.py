@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from detkit.cli.sweep import sweep
+from detkit.cli import sweep
 from detkit.config import ConfigError
 from detkit.experiments.slots import LocalSlots, worker_command
 from detkit.experiments.sweep import Study
@@ -45,6 +45,7 @@ class HereSlots:
 def here(monkeypatch):
     """Let the command train in this process."""
     monkeypatch.setattr("detkit.experiments.slots.LocalSlots", lambda *_, **__: HereSlots())
+    monkeypatch.setattr("detkit.experiments.sweep._POLL_SECONDS", 0.01)
 
 
 def records_of(output):

@@ -1,11 +1,13 @@
 """Sweep files: what they make, and every mistake named with its place before anything is trained."""
 
 import itertools
+import re
 
 import pytest
 
 from detkit.config import ConfigError
 from detkit.experiments.sweep_file import read_sweep, scales_of
+from tests.experiments.conftest import REPOSITORY
 
 GAMMA = "MODEL.CLS_LOSS.SigmoidFocalLoss.GAMMA"
 
@@ -145,3 +147,16 @@ def test_a_scale_must_be_chosen_and_be_there(sweep_file):
         read_sweep(path, "labtop")
     with pytest.raises(ConfigError, match="it has no SCALES"):
         read_sweep(sweep_file(), "laptop")
+
+
+def test_the_sweep_of_the_docs_is_one(folder):
+    text = (REPOSITORY / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    block, axes = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(block.strip().splitlines()) <= 12
+    path = folder / "docs.yaml"
+    path.write_text(block.replace("../configs", str(REPOSITORY / "configs")))
+    sweep = read_sweep(path)
+    assert (len(sweep.runs), sweep.seeds, len(sweep.claims)) == (6, (0, 1, 2), 1)
+    path.write_text(f"BASE: tiny.yaml\n{axes}")
+    with pytest.raises(ConfigError, match="CLS_LOSSES has no component 'MyLoss'"):
+        read_sweep(path)
