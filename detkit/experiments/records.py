@@ -85,6 +85,10 @@ class Records:
                 f"{path}: is no record of a run ({error}); delete it, and the run is trained again"
             ) from error
 
+    def drop(self, digest: str) -> None:
+        """Delete a run's record, where there is one."""
+        self.path(digest).unlink(missing_ok=True)
+
     def put(self, digest: str, record: Record) -> None:
         """Write a record, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import torch
 from detkit.config import ConfigError
 
 _OUTPUT = "output.txt"
+_MOST_LOADER_WORKERS = 8
 _OUT_OF_MEMORY = "as the system does to a process when memory ends"
 
 
@@ -26,13 +28,17 @@ class Started(Protocol):
         """Return None while it is there, then how it ended: "" or what went wrong."""
 
     def stop(self) -> None:
-        """Tell it to save and stop; return when it has."""
+        """Tell it to save and stop; return at once."""
+
+    def wait(self) -> None:
+        """Return when it has stopped."""
 
 
 class Slots(Protocol):
     """Somewhere to start runs."""
 
     count: int  # at a time
+    loader_workers: int | None  # processes that load pictures, for a run whose config leaves it open; None: as there
 
     def start(self, job: Path) -> Started:
         """Start the run of a job file; its output goes beside it."""
@@ -60,6 +66,9 @@ class LocalSlots:
         self.count = count
         self._processes = processes
         self._free = list(range(count))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._threads = max(1, cores // (count * processes))
+        self.loader_workers: int | None = min(self._threads - 1, _MOST_LOADER_WORKERS)
 
     def start(self, job: Path) -> _LocalRun:
         """Start a run in a free slot."""
@@ -77,9 +86,7 @@ class LocalSlots:
         return _LocalRun(process, lambda: self._free.append(slot))
 
     def _share(self, slot: int) -> dict[str, str]:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, cores // (self.count * self._processes))
-        share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
+        share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(self._threads)}
         if not self._devices:
             return share
         mine = [self._devices[(slot * self._processes + i) % len(self._devices)] for i in range(self._processes)]
@@ -104,6 +111,8 @@ class _LocalRun:
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
+
+    def wait(self) -> None:
         self._process.wait()
 
 
@@ -136,6 +145,7 @@ class SubmititSlots:
         except ImportError as error:
             raise ConfigError("SLURM needs submitit: pip install 'detkit[slurm]', or pip install submitit") from error
         self.count = count
+        self.loader_workers: int | None = None
         self._processes = processes
         try:
             self._executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
@@ -164,6 +174,10 @@ class _SubmittedRun:
 
     def stop(self) -> None:
         self._job.cancel()
+
+    def wait(self) -> None:
+        while not self._job.done():
+            time.sleep(1)
 
 
 class ResumedCommand:

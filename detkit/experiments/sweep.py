@@ -133,13 +133,13 @@ def run_sweep(study: Study, slots: Slots, *, only: Sequence[str] = (), projects:
     study.output.mkdir(parents=True, exist_ok=True)
     logger.info("%d of %d trainings to do, %d at a time; in %s", len(waiting), len(study.trainings), slots.count,
                 study.output)  # fmt: skip
-    pool = _Pool(study, slots, [str(Path(folder).resolve()) for folder in projects])
+    pool = _Pool(study, slots, [str(Path(folder).resolve()) for folder in projects], len(waiting))
     files = study.write_tables()
     with StopSignal() as stop, LiveLine(logger) as live:
         try:
             while waiting or pool.active:
                 pool.start_from(waiting)
-                if pool.collect():
+                if pool.collect(waiting):
                     files = study.write_tables()
                 live.update(pool.progress(len(waiting)))
                 if stop.received:
@@ -154,10 +154,10 @@ def run_sweep(study: Study, slots: Slots, *, only: Sequence[str] = (), projects:
 
 
 class _Pool:
-    """The trainings that are under way."""
+    """The trainings that are under way, of `total` that are to be done."""
 
-    def __init__(self, study: Study, slots: Slots, projects: list[str]) -> None:
-        self.study, self.slots, self.projects = study, slots, projects
+    def __init__(self, study: Study, slots: Slots, projects: list[str], total: int) -> None:
+        self.study, self.slots, self.projects, self.total = study, slots, projects, total
         self.active: list[tuple[Training, Started | None, float]] = []
         self._durations: list[float] = []
 
@@ -169,10 +169,15 @@ class _Pool:
             self.active.append((training, started, time.monotonic()))
 
     def _start(self, training: Training) -> Started:
+        self.study.records.drop(training.digest)  # of a failure: what comes of it this time is another
+        cfg = training.cfg.clone()
+        cfg.defrost()
+        if cfg.DATALOADER.NUM_WORKERS < 0 and self.slots.loader_workers is not None:
+            cfg.DATALOADER.NUM_WORKERS = self.slots.loader_workers
         about = {"run": training.run.name, "seed": training.seed, "changes": dict(training.run.overrides)}
         job = write_job(
             training.folder,
-            training.cfg,
+            cfg,
             records=self.study.records,
             digest=training.digest,
             projects=self.projects,
@@ -181,33 +186,41 @@ class _Pool:
         )
         return self.slots.start(job)
 
-    def collect(self) -> bool:
-        """Take away what has ended, and return whether anything has."""
-        ended = [item for item in self.active if self._has_ended(*item)]
-        self.active = [item for item in self.active if item not in ended]
-        return bool(ended)
+    def collect(self, waiting: deque[Training]) -> bool:
+        """Take away what has ended, and return whether anything has; what another process held, or let go, waits."""
+        before = self.active
+        self.active = []
+        for training, started, since in before:
+            how = (None if is_busy(training.folder) else "") if started is None else started.ended()
+            if how is None:
+                self.active.append((training, started, since))
+            elif not self._has_record(training) and (started is None or is_busy(training.folder)):
+                waiting.append(training)
+            else:
+                self._note(training, how)
+                if started is not None:
+                    self._durations.append(time.monotonic() - since)
+        return len(self.active) < len(before)
 
-    def _has_ended(self, training: Training, started: Started | None, since: float) -> bool:
-        how = (None if is_busy(training.folder) else "") if started is None else started.ended()
-        if how is None:
-            return False
+    def _has_record(self, training: Training) -> bool:
+        record = self.study.record(training)
+        return record is not None and record.status != "failed"
+
+    def _note(self, training: Training, how: str) -> None:
         record = self.study.record(training)
         if record is None:
             why = how or "it left no record"
             record = Record("failed", reason=f"{why}; see {training.folder / 'output.txt'}")
             self.study.records.put(training.digest, record)
-        if record.status == "finished" and started is not None:
-            self._durations.append(time.monotonic() - since)
         level = logger.info if record.status == "finished" else logger.warning
         ap = record.measure("AP")
         level("%s: %s%s", training.name, record.state, f", AP {ap:.1f}" if ap is not None else "")
-        return True
 
     def progress(self, waiting: int) -> str:
         """Return one line on all of it: what has ended, how far the others are, how long it will take."""
-        total = len(self.study.trainings)
+        ended = self.total - waiting - len(self.active)
         now = "; ".join(f"{t.name} {t.iteration()}/{t.iterations}" for t, _, _ in self.active)
-        return f"{total - waiting - len(self.active)}/{total} ended  eta {format_duration(self._left(waiting))}  {now}"
+        return f"{ended}/{self.total} ended  eta {format_duration(self._left(waiting))}  {now}"
 
     def _left(self, waiting: int) -> float:
         """Return the seconds to the end, by what the trainings of this call took, or have taken so far."""
@@ -220,10 +233,12 @@ class _Pool:
         return max((elapsed / share for share, elapsed in shares if share), default=float("inf"))
 
     def stop(self) -> None:
-        """Have all that was started save and end, at the same time."""
-        for _, started, _ in self.active:
-            if started is not None:
-                started.stop()
+        """Have all that was started save and end, at the same time; return when they have."""
+        ours = [started for _, started, _ in self.active if started is not None]
+        for started in ours:
+            started.stop()
+        for started in ours:
+            started.wait()
 
 
 @contextlib.contextmanager

@@ -157,7 +157,8 @@ class _Source:
         own = scales[scale] or {}
         self._refuse_unknown(own, _SCALED, ("SCALES", scale))
         tree = {key: value for key, value in self.tree.items() if key != "SCALES"}
-        joined = {**(tree.get("OVERRIDES") or {}), **(own.get("OVERRIDES") or {})}
+        joined = dict(_overrides(self, tree.get("OVERRIDES") or {}, ("OVERRIDES",)))
+        joined |= dict(_overrides(self, own.get("OVERRIDES") or {}, ("SCALES", scale, "OVERRIDES")))
         return {**tree, **own, "OVERRIDES": joined}
 
     def base_config(self, tree: dict[str, Any]) -> Path:

@@ -1,5 +1,6 @@
 """Sweeps end to end: resumed after kill -9, failing and diverging runs, what is finished, submitit's local executor."""
 
+import csv
 import json
 import signal
 import time
@@ -32,6 +33,7 @@ class HereSlots:
     """Runs one after the other in this process: what a worker does, without starting one."""
 
     count = 1
+    loader_workers = None
 
     def start(self, job):
         run_job(job)
@@ -137,6 +139,14 @@ def test_finished_runs_are_shared_and_changed_ones_are_trained(sweep_file, folde
     assert len(records_of(folder / "out")) == 1
     assert sweep([str(second), "--output", "out", "--only", "o*"]) == 0
     assert len(records_of(folder / "out")) == 2
+
+
+def test_the_time_of_inference_is_measured_where_the_sweep_says_so(sweep_file, folder, here):
+    assert sweep([str(sweep_file(f"LATENCY: true\n{ONE}")), "--output", "out"]) == 0
+    (record,) = map(json.loads, records_of(folder / "out").values())
+    (row,) = csv.DictReader((folder / "out" / "sweep.csv").open())
+    assert record["latency_ms"] > 0
+    assert float(row["ms"]) == pytest.approx(record["latency_ms"], rel=1e-3)
 
 
 def test_a_run_can_be_a_job_of_submitit(sweep_file, folder):

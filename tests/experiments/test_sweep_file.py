@@ -45,7 +45,7 @@ def test_a_scale_goes_over_the_top_and_its_axes_replace(sweep_file):
     path = sweep_file(f"""
 BASE: tiny.yaml
 SEEDS: [5]
-OVERRIDES: {{SOLVER.MAX_ITER: 4, SOLVER.BASE_LR: 0.5}}
+OVERRIDES: {{SOLVER: {{MAX_ITER: 4, BASE_LR: 0.5}}}}
 AXES: {{{GAMMA}: [0, 2]}}
 PAPER: {{gamma 2: [34.0]}}
 SCALES:
