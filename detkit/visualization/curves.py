@@ -85,7 +85,10 @@ def _draw_panel(
     axes: Axes, title: str, lines: Mapping[str, tuple[list[float], list[float]]], is_smoothed: bool
 ) -> None:
     for i, (name, (x, y)) in enumerate(lines.items()):
-        color, marker = LINE_COLORS[i % len(LINE_COLORS)], "o" if len(x) <= 30 and not is_smoothed or len(x) == 1 else None
+        color, marker = (
+            LINE_COLORS[i % len(LINE_COLORS)],
+            "o" if len(x) <= 30 and not is_smoothed or len(x) == 1 else None,
+        )
         if is_smoothed:
             axes.plot(x, y, color=color, lw=0.6, alpha=0.35)
         smooth = _running_mean(y, len(y) // 50) if is_smoothed else y
@@ -123,7 +126,7 @@ def plain(name: str) -> str:
     return legible(name).replace("$", r"\$").lstrip("_") or "?"
 
 
-def new_figure(panels: int = 1, *, height: float = 3.8) -> Figure:
+def new_figure(panels: float = 1, *, height: float = 3.8) -> Figure:
     """Return an empty figure as wide as so many panels side by side need; `height` is in inches of 110 pixels."""
     from matplotlib.figure import Figure
 
