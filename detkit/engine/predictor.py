@@ -61,6 +61,11 @@ class Predictor:
             yield batch_from_samples([self._transform(p) for p in pictures[start : start + self._batch_size]])
 
 
+def config_of(checkpoint: Path | str) -> CfgNode:
+    """Return the config that a checkpoint of train() holds, the checkpoint its MODEL.WEIGHTS; else CheckpointError."""
+    return _cfg_in(load_file(checkpoint), str(checkpoint))
+
+
 def _cfg_in(content: Any, path: str) -> CfgNode:
     """Return the config that a checkpoint holds, with the checkpoint as its weights."""
     text = content.get("config") if isinstance(content, dict) else None
