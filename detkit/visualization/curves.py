@@ -5,12 +5,13 @@ The helpers that make, finish and write a figure are public: the figures of the 
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from detkit.visualization.draw import legible
+import numpy as np
+
+from detkit.visualization.draw import legible, png_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,9 +144,9 @@ def finish(axes: Axes, has_legend: bool) -> None:
 
 
 def figure_png(figure: Figure) -> bytes:
-    """Return a figure as the content of a PNG file."""
+    """Return a figure as the content of a PNG file, without the alpha channel that it does not need."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file)
-    return file.getvalue()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return png_bytes(np.asarray(canvas.buffer_rgba())[..., :3])
