@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from detkit.cli.figures import analyze_loss, plot_figures
 from detkit.cli.sweep import sweep
 from detkit.cli.train import parse_arguments, train_net
 
-__all__ = ["main", "parse_arguments", "sweep", "train_net"]
+__all__ = ["analyze_loss", "main", "parse_arguments", "plot_figures", "sweep", "train_net"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `detkit train ...`, `detkit sweep ...` or `detkit env`."""
+    """Run `detkit train ...`, or another of the commands."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": train_net, "sweep": sweep, "env": _env}
+    commands = {"train": train_net, "sweep": sweep, "figures": plot_figures, "analyze": analyze_loss, "env": _env}
     if argv[:1] and argv[0] in commands:
         return commands[argv[0]](argv[1:])
     print(f"usage: detkit {{{','.join(commands)}}} ...   (detkit train --help)", file=sys.stderr)

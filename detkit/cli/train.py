@@ -50,10 +50,19 @@ def train_net(argv: Sequence[str] | None = None) -> int:
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read a command line; overrides may stand anywhere, also behind `--projects DIR ...`."""
-    args = _parser().parse_intermixed_args(argv)
-    first = next((i for i, word in enumerate(args.projects) if _KEY.match(word)), len(args.projects))
-    args.overrides = args.projects[first:] + args.overrides
-    args.projects = args.projects[:first]
+    return parse_with_overrides(_parser(), argv, lists=("projects",))
+
+
+def parse_with_overrides(
+    parser: argparse.ArgumentParser, argv: Sequence[str], *, lists: Sequence[str]
+) -> argparse.Namespace:
+    """Read a command line whose `overrides` may stand anywhere, also behind the options of several words in `lists`."""
+    args = parser.parse_intermixed_args(argv)
+    for name in lists:
+        words = getattr(args, name)
+        first = next((i for i, word in enumerate(words) if _KEY.match(word)), len(words))
+        args.overrides = words[first:] + args.overrides
+        setattr(args, name, words[:first])
     return args
 
 

@@ -12,8 +12,8 @@ from detkit.visualization import curves, precision_recall_picture, training_pict
 def figures(monkeypatch):
     """The figures drawn, in order."""
     made = []
-    new = curves._new_figure
-    monkeypatch.setattr(curves, "_new_figure", lambda panels: (made.append(new(panels)), made[-1])[1])
+    new = curves.new_figure
+    monkeypatch.setattr(curves, "new_figure", lambda panels: (made.append(new(panels)), made[-1])[1])
     return made
 
 
@@ -82,6 +82,12 @@ def test_running_mean(reach):
     expected = [sum(w := values[max(0, i - reach) : i + reach + 1]) / len(w) for i in range(len(values))]
     assert curves._running_mean(values, reach) == pytest.approx(expected)
     assert curves._running_mean([], reach) == []
+
+
+def test_lines_differ_in_style_as_well_as_in_colour():
+    looks = [curves.line_look(number) for number in range(6)]
+    assert len({look["color"] for look in looks}) == len({str(look["ls"]) for look in looks}) == 6
+    assert curves.line_look(6) == looks[0]
 
 
 NAMES = ["cat", "$\\frac{1}$", "_hidden", "正方形", "a\nb", "", "%s {} \\"]
