@@ -31,6 +31,7 @@ FLOORS = {
 }  # fmt: skip
 SOURCES = sorted(ROOT.rglob("*.py"))
 CONFIGS = sorted([*(REPOSITORY / "configs").rglob("*.yaml"), *(REPOSITORY / "projects").rglob("*.yaml")])
+CONFIGS = [path for path in CONFIGS if path.parent.name != "sweeps"]  # tests/experiments reads those
 
 
 def module_of(path):

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detkit.cli.status import status_of
 from detkit.cli.train import parse_with_overrides
 from detkit.config import CfgNode, ConfigError, get_cfg
-from detkit.registry import UnknownComponentError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,14 +26,14 @@ def plot_figures(argv: Sequence[str] | None = None) -> int:
     Everything is read and drawn before the first file is written.
     """
     args = _plot_parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
-    return _status(lambda: _plot(args))
+    return status_of(lambda: _plot(args), also=(OSError,))
 
 
 def analyze_loss(argv: Sequence[str] | None = None) -> int:
     """Sample the windows of a trained model; write figure_4.png and its numbers. Return 0, or 2 on a user's error."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse_with_overrides(_analyze_parser(), argv, lists=("projects", "gamma"))
-    return _status(lambda: _analyze(args))
+    return status_of(lambda: _analyze(args), also=(OSError,))
 
 
 def _plot(args: argparse.Namespace) -> None:
@@ -160,30 +160,6 @@ def _count(flag: str, word: str) -> int:
     if not value.is_integer():  # nor are NaN and infinity
         raise ConfigError(f"{flag} {word} is not a whole number")
     return int(value)
-
-
-def _status(work: Callable[[], None]) -> int:
-    """Do the work; an error that is the user's to mend is one message on standard error, and status 2."""
-    from detkit.checkpoint import CheckpointError
-    from detkit.data import DataError, WorkerKilledError
-    from detkit.experiments.figures import FigureError
-    from detkit.ops.math import BuildError
-
-    try:
-        work()
-        return 0
-    except (
-        BuildError,
-        CheckpointError,
-        ConfigError,
-        DataError,
-        FigureError,
-        OSError,
-        UnknownComponentError,
-        WorkerKilledError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 def _plot_parser() -> argparse.ArgumentParser:

@@ -8,37 +8,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from detkit.cli.status import status_of
 from detkit.config import ConfigError
 from detkit.config.values import parse_text
-from detkit.registry import UnknownComponentError
 
 
 def sweep(argv: Sequence[str] | None = None) -> int:
     """Run a sweep; return 0 where every run ended (divergence is an end), 1 where one failed, 2 on a user's error."""
-    args = _parser().parse_args(argv)
-    from detkit.data import DataError
+    args = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    return status_of(lambda: _sweep(args))
+
+
+def _sweep(args: argparse.Namespace) -> int:
     from detkit.engine import import_projects
     from detkit.experiments.sweep import Study, plan_table, run_sweep
     from detkit.experiments.sweep_file import read_sweep
     from detkit.log import setup_logging
 
     setup_logging()
-    try:
-        projects = import_projects(args.projects)
-        study = Study(read_sweep(args.file, args.scale, seeds=args.seeds, projects=projects), args.output)
-        if args.dry_run:
-            print(plan_table(study, args.only))
-            study.check()
-            return 0
-        if args.tables_only:
-            print("\n".join(map(str, study.write_tables())))
-            return 0
-        failed = run_sweep(study, _slots(args, study.output), only=args.only, projects=args.projects)
-    except (ConfigError, DataError, UnknownComponentError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    projects = import_projects(args.projects)
+    study = Study(read_sweep(args.file, args.scale, seeds=args.seeds, projects=projects), args.output)
+    if args.dry_run:
+        print(plan_table(study, args.only))
+        study.check()
+        return 0
+    if args.tables_only:
+        print("\n".join(map(str, study.write_tables())))
+        return 0
+    failed = run_sweep(study, _slots(args, study.output), only=args.only, projects=args.projects)
     if failed:
-        print(f"error: {failed} runs failed; the table says why, and the same command tries them again",
+        print(f"error: runs that failed: {failed}; the table says why, and the same command tries them again",
               file=sys.stderr)  # fmt: skip
     return 1 if failed else 0
 

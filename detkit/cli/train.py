@@ -7,45 +7,31 @@ import re
 import sys
 from collections.abc import Sequence
 
-from detkit.config import CfgNode, ConfigError, get_cfg
-from detkit.registry import UnknownComponentError
+from detkit.cli.status import status_of
+from detkit.config import CfgNode, get_cfg
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*(=|$)")  # SEED, MODEL.WEIGHTS or SEED=1, not a folder such as projects/mine
 
 
 def train_net(argv: Sequence[str] | None = None) -> int:
-    """Train, resume or evaluate a detector from a config file; returns the exit status.
-
-    An error that is the user's to mend (config, data, weights, memory) is one message on standard error and status 2;
-    one of the program is a traceback.
-    """
+    """Train, resume or evaluate a detector from a config file; return the exit status: 0, or 2 on a user's error."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse_arguments(argv)
-    from detkit.checkpoint import CheckpointError
-    from detkit.data import DataError, WorkerKilledError
-    from detkit.engine import NonFiniteLossError, evaluate_only, train
+    return status_of(lambda: _train(args, argv))
+
+
+def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    from detkit.engine import evaluate_only, train
     from detkit.engine.launch import become_torchrun, is_under_torchrun, process_group
 
-    try:
-        cfg = config_from(args)
-        if args.num_gpus > 1 and not is_under_torchrun():
-            become_torchrun(args.num_gpus, ["-m", "detkit.cli", "train", *argv])
-        with process_group():
-            if args.eval_only:
-                evaluate_only(cfg)
-            else:
-                train(cfg, resume=args.resume)
-        return 0
-    except (
-        ConfigError,
-        UnknownComponentError,
-        DataError,
-        WorkerKilledError,
-        CheckpointError,
-        NonFiniteLossError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cfg = config_from(args)
+    if args.num_gpus > 1 and not is_under_torchrun():
+        become_torchrun(args.num_gpus, ["-m", "detkit.cli", "train", *argv])
+    with process_group():
+        if args.eval_only:
+            evaluate_only(cfg)
+        else:
+            train(cfg, resume=args.resume)
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

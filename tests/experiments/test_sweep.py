@@ -74,7 +74,7 @@ def test_one_run_that_fails_or_diverges_does_not_stop_the_rest(sweep_file, folde
     table = (output / "sweep.md").read_text()
     assert f"diverged at iteration {states['diverges']['iterations']}" in table
     assert "failed: " in table
-    assert "1 runs failed" in capsys.readouterr().err
+    assert "runs that failed: 1;" in capsys.readouterr().err
 
     before = records_of(output)  # what failed is tried again, and nothing else
     assert sweep([str(path), "--output", str(output)]) == 1
