@@ -9,6 +9,7 @@ from detkit.experiments.sweep_file import MEASURES, read_sweep, scales_of
 
 SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
 FILES = sorted(path for path in SWEEPS.glob("*.yaml") if path.name != "scales.yaml")
+STUDY = sorted((SWEEPS.parents[1] / "docs" / "study").glob("*.yaml"))
 
 # As printed: name of the row in the sweep file, then AP AP50 AP75 [APs APm APl [ms]].
 TABLES = {
@@ -124,3 +125,8 @@ def test_every_scale_of_every_sweep_is_whole(path):
         assert len(sweep.runs) >= 2
         assert sweep.claims
     assert path.read_text().startswith(f"# python tools/sweep.py configs/sweeps/{path.name} --scale ")
+
+
+@pytest.mark.parametrize("path", STUDY, ids=lambda path: path.stem)
+def test_the_sweeps_of_the_study_are_whole(path):
+    assert [len(read_sweep(path, scale).runs) >= 2 for scale in scales_of(path)] == [True, True]
