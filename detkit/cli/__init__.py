@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {"train": train_net, "sweep": sweep, "figures": plot_figures, "analyze": analyze_loss, "env": _env}
     if argv[:1] and argv[0] in commands:
+        sys.argv[0] = f"detkit {argv[0]}"  # what usage lines say
         return commands[argv[0]](argv[1:])
     print(f"usage: detkit {{{','.join(commands)}}} ...   (detkit train --help)", file=sys.stderr)
     return 0 if argv[:1] in (["-h"], ["--help"]) else 2

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FIGURES = range(1, 8)
 _DEFAULT_CONFIG = Path("configs/retinanet_R50_FPN.yaml")
+_MOST_WINDOWS = 1e9
 _GAMMAS = ("0", "0.5", "1", "2")  # of Figure 4
 
 
@@ -102,6 +103,7 @@ def _analyze(args: argparse.Namespace) -> None:
         "num_negatives": _count("--negatives", args.negatives),
     }
     cfg = _config_of_weights(args)
+    args.output.mkdir(parents=True, exist_ok=True)  # before the long work, where it cannot be made
     with LiveLine() as live:
         windows = sample_windows(cfg, args.data, seed=args.seed, say=live.update, **counts)
     about = {"weights": args.weights, "data": args.data or cfg.DATASETS.TEST[0], "pictures": windows.num_pictures,
@@ -159,6 +161,8 @@ def _count(flag: str, word: str) -> int:
     value = _number(flag, word)
     if not value.is_integer():  # nor are NaN and infinity
         raise ConfigError(f"{flag} {word} is not a whole number")
+    if value > _MOST_WINDOWS:
+        raise ConfigError(f"{flag} {word} is above {_MOST_WINDOWS:g}: each takes 12 bytes of memory")
     return int(value)
 
 

@@ -28,6 +28,8 @@ def _sweep(args: argparse.Namespace) -> int:
     setup_logging()
     projects = import_projects(args.projects)
     study = Study(read_sweep(args.file, args.scale, seeds=args.seeds, projects=projects), args.output)
+    if args.slurm is None:
+        _slots(args, study.output)  # refuses counts that cannot be, also where nothing will run
     if args.dry_run:
         print(plan_table(study, args.only))
         study.check()
@@ -66,9 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path, metavar="FILE", help="a sweep: configs/sweeps/*.yaml, or one of yours")
     parser.add_argument("--scale", metavar="NAME", help="of the file's SCALES: paper, deeppcb, laptop, laptop_shapes")
     parser.add_argument("--output", type=Path, default=Path("runs/sweeps"), metavar="DIR",
-                        help="tables, records, the runs' folders; sweeps in one folder share their runs")  # fmt: skip
-    parser.add_argument("--slots", type=int, default=1, metavar="N", help="runs at a time")
-    parser.add_argument("--gpus-per-run", type=int, default=1, metavar="N", help="processes of a run (torchrun)")
+                        help="tables, records, runs; default runs/sweeps; shared by its sweeps")  # fmt: skip
+    parser.add_argument("--slots", type=int, default=1, metavar="N", help="runs at a time; default 1")
+    parser.add_argument("--gpus-per-run", type=int, default=1, metavar="N", help="processes of a run; default 1")
     parser.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="run as SLURM jobs, with submitit's parameters")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the file's")
     parser.add_argument("--only", nargs="+", default=[], metavar="RUN", help="runs by name; * is any text")

@@ -172,6 +172,8 @@ def _others(given: dict[str, Any], run: str, names: Sequence[str]) -> tuple[str,
         raise ValueError(f"'{given['SAYS']}': THAN or TO must list runs; {_FORM}")
     found: dict[str, None] = {}
     for pattern in patterns:
+        if pattern == run:
+            raise ValueError(f"'{given['SAYS']}': '{run}' is compared with itself")
         hits = [name for name in names if name == pattern or fnmatchcase(name, str(pattern))]
         if not [name for name in hits if name != run]:
             raise ValueError(f"'{given['SAYS']}': {_no_run(pattern, names)}")
@@ -181,7 +183,7 @@ def _others(given: dict[str, Any], run: str, names: Sequence[str]) -> tuple[str,
 
 def _no_run(name: Any, names: Sequence[str]) -> str:
     near = near_misses(str(name), names)
-    return f"there is no run '{name}'" + (f"; did you mean {near}?" if near else "") + f" Runs: {'; '.join(names)}"
+    return f"there is no run '{name}'" + (f"; did you mean {near}?" if near else ".") + f" Runs: {'; '.join(names)}"
 
 
 def _number(given: dict[str, Any], key: str, default: float) -> float:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from detkit.config import KEYS_FREE_ON_RESUME, CfgNode
 from detkit.files import write_text_atomically
@@ -48,11 +48,24 @@ class Record:
             return f"diverged at iteration {self.iterations}"
         return self.status if self.status == "finished" else f"failed: {self.reason}"
 
+    def check(self) -> None:
+        """Raise ValueError unless its status is known and its measures are numbers or None."""
+        if self.status not in get_args(Status):
+            raise ValueError(f"its status is {self.status!r}")
+        numbers = [value for task in self.results.values() for key, value in task.items() if key != "per_class"]
+        for value in (*numbers, self.latency_ms, self.iterations, self.seconds):
+            if value is not None and type(value) not in (int, float):
+                raise ValueError(f"{value!r} is no number")
+
     def measure(self, name: str) -> float | None:
         """Return a measure of the first task (AP, AP50, ...) in points, or "ms"; None where it is undefined."""
         if name == "ms":
             return self.latency_ms
         return next((task.get(name) for task in self.results.values()), None)
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"it holds the number {text}")
 
 
 def digest_of(cfg: CfgNode, *, has_latency: bool = False) -> str:
@@ -79,8 +92,10 @@ class Records:
         if not path.is_file():
             return None
         try:
-            return Record(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            record = Record(**dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)))
+            record.check()
+            return record
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: is no record of a run ({error}); delete it, and the run is trained again"
             ) from error

@@ -16,7 +16,7 @@ import torch
 
 from detkit.config import ConfigError
 
-_OUTPUT = "output.txt"
+OUTPUT = "output.txt"
 _MOST_LOADER_WORKERS = 8
 _OUT_OF_MEMORY = "as the system does to a process when memory ends"
 
@@ -74,7 +74,7 @@ class LocalSlots:
         """Start a run in a free slot."""
         slot = self._free.pop(0)
         environment = {**os.environ, **self._share(slot)}
-        with open(job.parent / _OUTPUT, "ab") as output:
+        with open(job.parent / OUTPUT, "ab") as output:
             process = subprocess.Popen(
                 worker_command(job, self._processes),
                 stdin=subprocess.DEVNULL,
@@ -157,7 +157,7 @@ class SubmititSlots:
     def start(self, job: Path) -> _SubmittedRun:
         """Submit a run."""
         command = worker_command(job, self._processes)
-        return _SubmittedRun(self._executor.submit(ResumedCommand(command, str(job.parent / _OUTPUT))))
+        return _SubmittedRun(self._executor.submit(ResumedCommand(command, str(job.parent / OUTPUT))))
 
 
 class _SubmittedRun:

@@ -19,7 +19,7 @@ from detkit.engine.run_folder import TIMING
 from detkit.engine.signals import StopSignal
 from detkit.engine.starting_weights import require_weights_file, values_are_the_configs
 from detkit.experiments.records import Record, Records, digest_of
-from detkit.experiments.slots import Slots, Started
+from detkit.experiments.slots import OUTPUT, Slots, Started
 from detkit.experiments.sweep_file import Run, Sweep
 from detkit.experiments.tables import write_tables
 from detkit.experiments.worker import is_busy, write_job
@@ -65,6 +65,8 @@ class Study:
     def __init__(self, sweep: Sweep, output: Path | str) -> None:
         self.sweep = sweep
         self.output = Path(output)
+        if self.output.exists() and not self.output.is_dir():
+            raise ConfigError(f"the output {self.output} is a file, and must be a folder")
         self.records = Records(self.output / RECORDS)
         # Seed by seed, so that a whole table is there as early as possible.
         self.trainings = [self._training(run, seed) for seed in sweep.seeds for run in sweep.runs]
@@ -93,7 +95,7 @@ class Study:
         for pattern in only:
             if not any(_matches(name, [pattern]) for name in names):
                 near = near_misses(pattern, names)
-                raise ConfigError(f"--only '{pattern}' matches no run" + (f"; did you mean {near}?" if near else "")
+                raise ConfigError(f"--only '{pattern}' matches no run" + (f"; did you mean {near}?" if near else ".")
                                   + f" Runs: {'; '.join(names)}")  # fmt: skip
         wanted = [t for t in self.trainings if not only or _matches(t.run.name, only)]
         return [t for t in wanted if (record := self.record(t)) is None or record.status == "failed"]
@@ -101,7 +103,15 @@ class Study:
     def write_tables(self) -> list[Path]:
         """Write the table in Markdown, CSV and HTML; return the files."""
         records = {(t.run.name, t.seed): self.record(t) for t in self.trainings}
+        self.make_output()
         return write_tables(self.sweep, records, self.output)
+
+    def make_output(self) -> None:
+        """Make the output folder; a ConfigError says why that cannot be."""
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the output folder {self.output} cannot be made: {error.strerror}") from error
 
     def check(self) -> None:
         """Build every detector, without memory, look for its weights, and read the indices of all data sets.
@@ -130,7 +140,7 @@ def run_sweep(study: Study, slots: Slots, *, only: Sequence[str] = (), projects:
     """
     study.check()
     waiting = deque(study.open_trainings(only))
-    study.output.mkdir(parents=True, exist_ok=True)
+    study.make_output()
     logger.info("%d of %d trainings to do, %d at a time; in %s", len(waiting), len(study.trainings), slots.count,
                 study.output)  # fmt: skip
     pool = _Pool(study, slots, [str(Path(folder).resolve()) for folder in projects], len(waiting))
@@ -146,6 +156,7 @@ def run_sweep(study: Study, slots: Slots, *, only: Sequence[str] = (), projects:
                     raise KeyboardInterrupt
                 time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
+            logger.info("stopping; the runs save first")
             pool.stop()
             study.write_tables()
             raise SystemExit("stopped; what was trained so far is saved, and the same command goes on") from None
@@ -159,7 +170,8 @@ class _Pool:
     def __init__(self, study: Study, slots: Slots, projects: list[str], total: int) -> None:
         self.study, self.slots, self.projects, self.total = study, slots, projects, total
         self.active: list[tuple[Training, Started | None, float]] = []
-        self._durations: list[float] = []
+        self._durations: list[float] = []  # of whole trainings
+        self._from: dict[str, int] = {}  # the iteration that each started at here
 
     def start_from(self, waiting: deque[Training]) -> None:
         """Fill the free slots; a training that another living process holds is waited for, and starts nothing."""
@@ -169,6 +181,7 @@ class _Pool:
             self.active.append((training, started, time.monotonic()))
 
     def _start(self, training: Training) -> Started:
+        self._from[training.digest] = training.iteration()
         self.study.records.drop(training.digest)  # of a failure: what comes of it this time is another
         cfg = training.cfg.clone()
         cfg.defrost()
@@ -198,7 +211,7 @@ class _Pool:
                 waiting.append(training)
             else:
                 self._note(training, how)
-                if started is not None:
+                if started is not None and not self._from[training.digest]:
                     self._durations.append(time.monotonic() - since)
         return len(self.active) < len(before)
 
@@ -210,11 +223,13 @@ class _Pool:
         record = self.study.record(training)
         if record is None:
             why = how or "it left no record"
-            record = Record("failed", reason=f"{why}; see {training.folder / 'output.txt'}")
+            record = Record("failed", reason=why)
             self.study.records.put(training.digest, record)
         level = logger.info if record.status == "finished" else logger.warning
         ap = record.measure("AP")
-        level("%s: %s%s", training.name, record.state, f", AP {ap:.1f}" if ap is not None else "")
+        end = f", AP {ap:.1f}" if ap is not None else ""
+        end += f"; see {training.folder / OUTPUT}" if record.status == "failed" else ""
+        level("%s: %s%s", training.name, record.state, end)
 
     def progress(self, waiting: int) -> str:
         """Return one line on all of it: what has ended, how far the others are, how long it will take."""
@@ -229,8 +244,11 @@ class _Pool:
         return (waiting * typical + sum(max(typical - e, 0.0) for e in elapsed)) / self.slots.count
 
     def _extrapolated(self) -> float:
-        shares = [(t.iteration() / t.iterations, time.monotonic() - since) for t, _, since in self.active]
-        return max((elapsed / share for share, elapsed in shares if share), default=float("inf"))
+        """Return what a whole training takes by how far those begun here have come since; infinity where none has."""
+        begun = [(t, since) for t, started, since in self.active if started is not None]
+        shares = [((t.iteration() - self._from[t.digest]) / t.iterations, since) for t, since in begun]
+        now = time.monotonic()
+        return max(((now - since) / share for share, since in shares if share > 0), default=float("inf"))
 
     def stop(self) -> None:
         """Have all that was started save and end, at the same time; return when they have."""
@@ -258,14 +276,19 @@ def plan_table(study: Study, only: Sequence[str] = ()) -> str:
     from tabulate import tabulate
 
     open_digests = {t.digest for t in study.open_trainings(only)}
+    shared = study.sweep.runs[0].overrides[: study.sweep.num_shared]
     rows = []
     for t in study.trainings:
+        if only and not _matches(t.run.name, only):
+            continue
         record = study.record(t)
         state = record.state if record else f"at iteration {t.iteration()}" if t.iteration() else "new"
         todo = "trains" if t.digest in open_digests else ""
-        rows.append([t.run.name, t.seed, t.iterations, state, todo, " ".join(_assignments(t.run.overrides)), t.digest])
-    return tabulate(rows, ["run", "seed", "iterations", "state", "", "sets", "record"], tablefmt="simple",
-                    disable_numparse=True)  # fmt: skip
+        own = " ".join(_assignments(t.run.overrides[study.sweep.num_shared :]))
+        rows.append([t.run.name, t.seed, t.iterations, state, todo, t.digest, own])
+    head = ["run", "seed", "iterations", "state", "", "record", "sets"]
+    table = tabulate(rows, head, tablefmt="simple", disable_numparse=True)
+    return f"all runs set: {' '.join(_assignments(shared)) or 'nothing'}\n{table}"
 
 
 def _assignments(overrides: Sequence[tuple[str, Any]]) -> list[str]:

@@ -53,6 +53,11 @@ class Run:
     overrides: tuple[tuple[str, Any], ...]
     cfg: CfgNode
 
+    def overrides_over(self, other: Run) -> list[tuple[str, str]]:
+        """Return what this run sets and another does not, values as text."""
+        theirs = {(key, str(value)) for key, value in other.overrides}
+        return [(key, str(value)) for key, value in self.overrides if (key, str(value)) not in theirs]
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -68,6 +73,7 @@ class Sweep:
         claims: what should hold.
         has_latency: whether the time of inference is measured.
         deviation: of a run over seeds, in points of AP, where fewer than two seeds cannot show it; None: unknown.
+        num_shared: how many of every run's overrides, the first, are those of the sweep.
     """
 
     name: str
@@ -82,6 +88,7 @@ class Sweep:
     has_latency: bool = False
     deviation: float | None = None
     file: Path = field(default=Path())
+    num_shared: int = 0
 
 
 def read_sweep(
@@ -101,7 +108,7 @@ def read_sweep(
     _refuse_equal_runs(source, runs)
     names = [run.name for run in runs]
     return Sweep(
-        name=Path(path).stem + (f"-{scale}" if scale else ""),
+        name="-".join([Path(path).stem, *filter(None, [scale]), *([] if seeds is None else [_of_seeds(chosen)])]),
         title=str(tree.get("TITLE", Path(path).stem)),
         note=" ".join(str(tree.get("NOTE", "")).split()),
         base=base,
@@ -113,7 +120,13 @@ def read_sweep(
         has_latency=_typed(source, tree, "LATENCY", False, bool),
         deviation=_typed(source, tree, "DEVIATION", None, float),
         file=Path(path),
+        num_shared=len(_overrides(source, tree.get("OVERRIDES") or {}, ("OVERRIDES",))),
     )
+
+
+def _of_seeds(seeds: Sequence[int]) -> str:
+    """Return what the tables of other seeds than the file's are called by, beside the file's own."""
+    return "seeds_" + "_".join(map(str, seeds))
 
 
 def scales_of(path: Path | str) -> list[str]:
@@ -133,6 +146,11 @@ class _Source:
             _merge(self.tree, layer.tree)
             self.places.update(layer.places)
         self._refuse_unknown(self.tree, _TOP, ())
+        scales = self.tree.get("SCALES") or {}
+        if not isinstance(scales, dict):
+            raise self.fail(("SCALES",), f"SCALES must be names, each with its keys, not {scales!r}")
+        for scale, own in scales.items():
+            self._refuse_unknown(own or {}, _SCALED, ("SCALES", scale))
 
     def fail(self, path: tuple[str, ...], text: str) -> ConfigError:
         """Return an error at the line of a key, or of the nearest key around it."""
@@ -143,10 +161,8 @@ class _Source:
     def at_scale(self, scale: str | None) -> dict[str, Any]:
         """Return the tree with a scale's keys over those at the top; its AXES, PAPER and CLAIMS replace the others."""
         scales = self.tree.get("SCALES") or {}
-        if not isinstance(scales, dict):
-            raise self.fail(("SCALES",), f"SCALES must be names, each with its keys, not {scales!r}")
         if scale is None and scales:
-            raise self.fail(("SCALES",), f"this sweep has several scales; choose one: --scale {' | '.join(scales)}")
+            raise self.fail(("SCALES",), f"this sweep has scales; choose one: --scale {' | '.join(scales)}")
         if scale is None:
             return self.tree
         if scale not in scales:
@@ -155,7 +171,6 @@ class _Source:
             raise self.fail(("SCALES",), f"there is no scale '{scale}'" + (f"; did you mean {near}?" if near else "")
                             + f" ({have})")  # fmt: skip
         own = scales[scale] or {}
-        self._refuse_unknown(own, _SCALED, ("SCALES", scale))
         tree = {key: value for key, value in self.tree.items() if key != "SCALES"}
         joined = dict(_overrides(self, tree.get("OVERRIDES") or {}, ("OVERRIDES",)))
         joined |= dict(_overrides(self, own.get("OVERRIDES") or {}, ("SCALES", scale, "OVERRIDES")))
@@ -165,7 +180,8 @@ class _Source:
         """Return BASE, a file."""
         named = tree.get("BASE")
         if not isinstance(named, str):
-            raise self.fail(("BASE",), f"BASE must name the config that the runs start from, and is {named!r}")
+            what = "is missing" if named is None else f"is {named!r}"
+            raise self.fail(("BASE",), f"BASE {what}; it must name the config that the runs start from")
         if not Path(named).is_file():
             raise self.fail(("BASE",), f"BASE names a config that is not there: {named} (it is relative to this file)")
         return Path(named)
@@ -176,7 +192,7 @@ class _Source:
         for key in tree:
             if key not in known:
                 near = near_misses(key, known)
-                hint = f"; did you mean {near}?" if near else ""
+                hint = f"; did you mean {near}?" if near else "."
                 raise self.fail((*path, key), f"unknown key '{key}'{hint} The keys of a sweep: {', '.join(known)}")
 
 
@@ -213,7 +229,9 @@ def _runs(source: _Source, tree: dict[str, Any], base: Path, projects: tuple[str
         if name in seen:
             raise source.fail(("AXES",), f"two runs have the name '{name}'; give every choice a name of its own")
         seen[name] = 1
-        overrides = (*shared, *(pair for choice in combination for pair in choice.overrides))
+        own = [pair for choice in combination for pair in choice.overrides]
+        _refuse_one_key_twice(source, name, [key for key, _ in own])
+        overrides = (*shared, *own)
         cfg = _config(source, base, name, overrides, projects)
         yield Run(name, {choice.axis: choice.value for choice in combination}, overrides, cfg)
 
@@ -235,8 +253,9 @@ def _axis_names(axes: dict[str, Any]) -> dict[str, str]:
 
 def _choices(source: _Source, label: str, axis: str, values: Any) -> Iterator[_Choice]:
     if not values or not isinstance(values, (list, dict)):
-        raise source.fail(("AXES", axis), f"the axis '{axis}' is empty: give a list of values, or names with their "
-                          f"keys, not {values!r}")  # fmt: skip
+        what = "is empty" if values in (None, [], {}) else f"is {values!r}"
+        raise source.fail(("AXES", axis), f"the axis '{axis}' {what}: give a list of values, or names with their "
+                          "keys")  # fmt: skip
     if isinstance(values, list):
         if not _is_key(axis):
             raise source.fail(("AXES", axis), f"the axis '{axis}' is a list, so its name must be a config key such as "
@@ -277,7 +296,8 @@ def _config(
     cfg.merge_from_file(base)
     for key, value in overrides:
         if key in ("SEED", "OUTPUT_DIR"):
-            raise source.fail(("AXES",), f"run '{name}' sets {key}: seeds are SEEDS, and every run has its own folder")
+            hint = "seeds are in SEEDS" if key == "SEED" else "every run has a folder of its own"
+            raise source.fail(("AXES",), f"run '{name}' sets {key}: {hint}")
         try:
             cfg.merge_from_list([key, value])
         except ConfigError as error:
@@ -291,6 +311,12 @@ def _at_the_key(source: _Source, key: str, text: str) -> ConfigError:
     return source.fail(path, text)
 
 
+def _refuse_one_key_twice(source: _Source, name: str, keys: Sequence[str]) -> None:
+    for key in keys:
+        if keys.count(key) > 1:
+            raise source.fail(("AXES",), f"run '{name}': two axes set {key}, and only one would count")
+
+
 def _refuse_equal_runs(source: _Source, runs: Sequence[Run]) -> None:
     """Two names for one config: a key that the chosen components do not have, mostly."""
     first: dict[str, Run] = {}
@@ -298,7 +324,7 @@ def _refuse_equal_runs(source: _Source, runs: Sequence[Run]) -> None:
         text = run.cfg.dump()
         other = first.setdefault(text, run)
         if other is not run:
-            keys = ", ".join(key for key, _ in run.overrides)
+            keys = ", ".join(dict(set(run.overrides_over(other)) | set(other.overrides_over(run))))
             raise source.fail(("AXES",), f"the runs '{other.name}' and '{run.name}' are one config: what sets them "
                               f"apart has no effect ({keys}). Is the component chosen (its NAME) whose options they "
                               "are?")  # fmt: skip
@@ -328,7 +354,7 @@ def _paper(source: _Source, key: str, values: Any, names: Sequence[str] | None) 
     for name, given in values.items():
         if names is not None and name not in names:
             near = near_misses(name, names)
-            hint = f"; did you mean {near}?" if near else ""
+            hint = f"; did you mean {near}?" if near else "."
             raise source.fail((key, name), f"{key}: there is no run '{name}'{hint} Runs: {'; '.join(names)}")
         row = dict(zip(MEASURES, given, strict=False)) if isinstance(given, list) else given
         numbers = isinstance(row, dict) and all(type(v) in (int, float) for v in row.values())

@@ -66,7 +66,7 @@ def markdown(sweep: Sweep, records: Found, verdicts: Sequence[Verdict]) -> str:
     lines += [tabulate(_piped(rows), head, tablefmt="github", disable_numparse=True, colalign=align), ""]
     if verdicts:
         claims = [[v.claim.says, f"**{v.state}**", v.why] for v in verdicts]
-        lines += [tabulate(_piped(claims), ["claim of the paper" if sweep.paper else "claim", "here", "by"],
+        lines += [tabulate(_piped(claims), ["claim", "here", "by"],
                            tablefmt="github", disable_numparse=True), "", _legend(sweep, records)]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
 
@@ -100,7 +100,7 @@ def html(sweep: Sweep, records: Found, verdicts: Sequence[Verdict]) -> str:
 
 
 def _cells(sweep: Sweep, records: Found) -> tuple[list[str], list[list[str]]]:
-    measures = (*_SHOWN, "ms") if sweep.has_latency else _SHOWN
+    measures = (*_SHOWN, "ms") if sweep.has_latency or _paper_has(sweep, "ms") else _SHOWN
     head = ["run", *measures, *(f"paper: {m}" for m in measures if _paper_has(sweep, m)), "seeds", "state"]
     rows = []
     for run in sweep.runs:
@@ -111,7 +111,7 @@ def _cells(sweep: Sweep, records: Found) -> tuple[list[str], list[list[str]]]:
         cells += _paper_cells(sweep, paper, measures)
         rows.append([run.name, *cells, str(sum(r is not None for r in found)), _states(found)])
     for name, values in sweep.others.items():
-        rows.append([name, *("" for _ in measures), *_paper_cells(sweep, values, measures), "", "of the paper"])
+        rows.append([name, *("" for _ in measures), *_paper_cells(sweep, values, measures), "", "published"])
     return head, rows
 
 
@@ -155,7 +155,7 @@ def _about(sweep: Sweep, records: Found) -> str:
     known = [record for record in records.values() if record is not None and record.status != "failed"]
     seconds = sum(record.seconds for record in known)
     machines = dict.fromkeys(_machine(record.about) for record in known if record.about)
-    base = f"Base: {sweep.base.name}; seeds {', '.join(map(str, sweep.seeds))}"
+    base = f"Base: {sweep.base.name}; seed{'s' * (len(sweep.seeds) > 1)} {', '.join(map(str, sweep.seeds))}"
     if not known:
         return f"{base}; nothing trained yet."
     return (

@@ -48,7 +48,19 @@ def test_a_record_comes_back(tmp_path):
     assert (record.measure("AP"), record.measure("APs"), record.measure("ms")) == (12.5, None, 7.25)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "finished", "colour": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"status": "finished", "colour": 1}',
+        '{"status": "ended"}',
+        '{"status": "finished", "results": {"bbox": {"AP": "x"}}}',
+        '{"status": "finished", "results": {"bbox": {"AP": NaN}}}',
+        '{"status": "finished", "results": 3}',
+    ],
+)
 def test_a_damaged_record_is_named_with_the_way_out(tmp_path, text):
     (tmp_path / "abc.json").write_text(text)
     with pytest.raises(ValueError, match=r"abc\.json: is no record of a run .* delete it"):

@@ -190,6 +190,16 @@ def test_a_mistake_in_any_run_ends_the_sweep_before_the_first(name, sweep_file, 
     assert not (folder / "out").exists()
 
 
+def test_an_output_that_cannot_be_a_folder_and_one_that_is_not_there_yet(sweep_file, folder, capsys):
+    path = str(sweep_file())
+    assert sweep([path, "--output", path, "--dry-run"]) == 2
+    assert "is a file, and must be a folder" in capsys.readouterr().err
+    assert sweep([path, "--output", "/dev/null/x", "--tables-only"]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+    assert sweep([path, "--output", "new", "--tables-only"]) == 0
+    assert "nothing trained yet" in (folder / "new" / "sweep.md").read_text()
+
+
 def test_flags_that_are_wrong(sweep_file, capsys):
     path = str(sweep_file())
     for words, text in (

@@ -70,7 +70,8 @@ def test_a_base_of_sweeps_may_lie_elsewhere(sweep_file, folder):
 
 
 def test_seeds_of_the_command_replace_those_of_the_file(sweep_file):
-    assert read_sweep(sweep_file(), seeds=[7]).seeds == (7,)
+    sweep = read_sweep(sweep_file(), seeds=[7])
+    assert (sweep.seeds, sweep.name) == ((7,), "sweep-seeds_7")  # the file's own table stays
 
 
 MISTAKES = {
@@ -78,7 +79,7 @@ MISTAKES = {
     "an unknown key of a scale": (
         "BASE: tiny.yaml\nSCALES:\n  a:\n    SEED: [1]", ["sweep.yaml:4", "'SEED'", "'SEEDS'"]
     ),
-    "no base": (f"AXES: {{{GAMMA}: [0]}}", ["BASE must name"]),
+    "no base": (f"AXES: {{{GAMMA}: [0]}}", ["BASE is missing"]),
     "a base that is not there": (f"BASE: tinny.yaml\nAXES: {{{GAMMA}: [0]}}", ["sweep.yaml:1", "tinny.yaml"]),
     "no axis": ("BASE: tiny.yaml\nAXES: {}", ["sweep.yaml:2", "AXES must name what varies"]),
     "an empty axis": (f"BASE: tiny.yaml\nAXES:\n  {GAMMA}: []", ["sweep.yaml:3", "is empty", "GAMMA"]),
@@ -125,6 +126,14 @@ MISTAKES = {
         f"BASE: tiny.yaml\nAXES: {{{GAMMA}: [0]}}\nCLAIMS: [{{SAYS: x, BETTER: gamma 0, THAN: ['gamma *']}}]",
         ["no run 'gamma *'"],
     ),
+    "a claim against itself": (
+        f"BASE: tiny.yaml\nAXES: {{{GAMMA}: [0]}}\nCLAIMS: [{{SAYS: x, BETTER: gamma 0, THAN: [gamma 0]}}]",
+        ["compared with itself"],
+    ),
+    "two axes that set one key": (
+        f"BASE: tiny.yaml\nAXES: {{{GAMMA}: [0], x: {{a: {{{GAMMA}: 1}}}}}}", ["two axes set MODEL.CLS_LOSS"]
+    ),
+    "one value for an axis": (f"BASE: tiny.yaml\nAXES:\n  {GAMMA}: 2", ["sweep.yaml:3", "is 2: give a list"]),
     "a flag that is a number": (f"BASE: tiny.yaml\nLATENCY: 1\nAXES: {{{GAMMA}: [0]}}", ["sweep.yaml:2", "bool"]),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)  # of Figure 1
 LOGITS = np.linspace(-5.0, 5.0, 401)  # x_t, where Figures 5 to 7 are drawn
-LOGIT_LABEL = r"$x_t = y\,x$ (logit; above 0: right)"
+LOGIT_LABEL = r"$x_t = y\,x$ (logit; correct above 0)"
 _PROBABILITIES = np.linspace(0.002, 0.998, 499)  # p_t; its logit is infinite at the ends
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from detkit.experiments.figures.errors import FigureError
 from detkit.experiments.figures.sweep_table import read_table
 from detkit.visualization.curves import LINE_COLORS, finish, new_figure, plain
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_SAME_POINT = 1.0  # pixel
 _MOST_NAMED = 12  # points of a series that are few enough to have their names beside them
 
 
@@ -84,7 +87,9 @@ def figure_2(measured: Sequence[SpeedSeries] = ()) -> Figure:
     _draw(axes, PAPER_OTHERS, "other methods (paper)", {"marker": "x", "color": "0.35", "ls": ""})
     for i, series in enumerate(measured):
         marker, color = _MEASURED_LOOKS[i % len(_MEASURED_LOOKS)]
-        look = {"marker": marker, "color": color, "ls": "--"}
+        # A line says that AP rises with time, as it does along scales; runs of any other sweep are points.
+        aps = [point.ap for point in series.points]
+        look = {"marker": marker, "color": color, "ls": "--" if aps == sorted(aps) else ""}
         _draw(axes, series, f"{plain(series.name)} (measured)", look)
     axes.set(xlabel="time of inference of an image (ms)", ylabel="AP (points)")
     axes.set_title("paper: COCO test-dev, Nvidia M40; measured: its own data and machine" if measured else
@@ -112,15 +117,25 @@ def _draw(
 
 
 def _remove_hidden_names(figure: Figure, axes: Axes) -> None:
-    """Remove the names that would be written over an earlier one: points of fast detectors may lie close together."""
+    """Remove the names that would be written over an earlier one, or would stand nearer to another point."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()  # places everything, which extents need
     taken: list[Any] = []
+    points = [axes.transData.transform(xy) for line in axes.lines for xy in np.asarray(line.get_xydata())]
     for name in list(axes.texts):
         extent = name.get_window_extent()
-        if any(extent.overlaps(other) for other in taken):
+        own = axes.transData.transform(name.xy)  # type: ignore[attr-defined]
+        gaps = [_gap(extent, point) for point in points if np.hypot(*(point - own)) > _SAME_POINT]
+        is_another_s = bool(gaps) and min(gaps) < _gap(extent, own)
+        if is_another_s or any(extent.overlaps(other) for other in taken):
             name.remove()
         else:
             taken.append(extent)
+
+
+def _gap(extent: Any, point: Any) -> float:
+    """Return how far a point of the picture is from a box, pixels; 0 inside."""
+    across = max(extent.x0 - point[0], 0.0, point[0] - extent.x1)
+    return float(np.hypot(across, max(extent.y0 - point[1], 0.0, point[1] - extent.y1)))
