@@ -62,8 +62,8 @@ def locked(path: Path | str, on_wait: Callable[[], object] = lambda: None) -> It
     """Hold a lock by the name of a file, which is made and stays; yield whether another process held it before.
 
     `on_wait` is called where it does, before waiting. The lock is the kernel's (flock), so a process that dies leaves
-    none. A system without flock goes on without a lock. Raises OSError where the file cannot be made or locked, or is
-    a symbolic link.
+    none (a child that it forked meanwhile holds it too, while it lives). A system without flock goes on without a lock.
+    Raises OSError where the file cannot be made or locked, or is a symbolic link.
     """
     with contextlib.ExitStack() as stack:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)

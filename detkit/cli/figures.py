@@ -103,7 +103,8 @@ def _analyze(args: argparse.Namespace) -> None:
         "num_negatives": _count("--negatives", args.negatives),
     }
     cfg = _config_of_weights(args)
-    args.output.mkdir(parents=True, exist_ok=True)  # before the long work, where it cannot be made
+    if args.output.exists() and not args.output.is_dir():  # said before the long work
+        raise ConfigError(f"--output {args.output} is a file, and must be a folder")
     with LiveLine() as live:
         windows = sample_windows(cfg, args.data, seed=args.seed, say=live.update, **counts)
     about = {"weights": args.weights, "data": args.data or cfg.DATASETS.TEST[0], "pictures": windows.num_pictures,

@@ -74,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="run as SLURM jobs, with submitit's parameters")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the file's")
     parser.add_argument("--only", nargs="+", default=[], metavar="RUN", help="runs by name; * is any text")
-    parser.add_argument("--projects", nargs="+", default=[], metavar="DIR", help="package folders to import")
+    parser.add_argument(
+        "--projects", nargs="+", action="extend", default=[], metavar="DIR", help="package folders to import"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the runs, train nothing")
     parser.add_argument("--tables-only", action="store_true", help="write the tables of what there is, train nothing")
     return parser

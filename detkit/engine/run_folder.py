@@ -52,7 +52,7 @@ def refuse_changed_config(folder: Path, cfg: CfgNode) -> None:
     written = folder / CONFIG
     old_cfg = get_cfg()
     old_cfg.merge_from_file(written)
-    old, new = _flat(old_cfg.chosen()), _flat(cfg.chosen())
+    old, new = flat_keys(old_cfg.chosen()), flat_keys(cfg.chosen())
     changed = [
         f"  {key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
         for key in sorted(old.keys() | new.keys())
@@ -67,11 +67,12 @@ def refuse_changed_config(folder: Path, cfg: CfgNode) -> None:
         )
 
 
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+def flat_keys(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Return the values of a nested config by their dotted keys."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            flat.update(flat_keys(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value
     return flat

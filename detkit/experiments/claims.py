@@ -99,6 +99,8 @@ def read_claim(given: Any, names: Sequence[str]) -> Claim:
     if run not in names:
         raise ValueError(f"'{given['SAYS']}': {_no_run(run, names)}")
     others = _others(given, run, names) if kind != "diverges" else ()
+    if kind == "alike" and not _number(given, "POINTS", 0.0):
+        raise ValueError(f"'{given['SAYS']}': ALIKE needs POINTS, the largest difference in AP that is alike")
     return Claim(given["SAYS"], kind, run, others, _number(given, "MARGIN", 2.0), _number(given, "POINTS", 0.0))
 
 
@@ -145,7 +147,9 @@ def _compare(
     reach = claim.margin * one
     if claim.kind == "alike":
         gap = abs(difference)
-        state: State = "holds" if gap <= claim.points else "fails" if gap > claim.points + reach else "undecided"
+        state: State = (
+            "holds" if gap + reach <= claim.points else "fails" if gap - reach > claim.points else "undecided"
+        )
         return state, -gap, text
     clear = abs(difference) >= reach and difference != 0
     return ("undecided" if not clear else "holds" if difference > 0 else "fails"), difference, text

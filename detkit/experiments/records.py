@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from detkit.config import KEYS_FREE_ON_RESUME, CfgNode
+from detkit.engine.run_folder import flat_keys
 from detkit.files import write_text_atomically
 
 Status = Literal["finished", "diverged", "failed"]
@@ -70,7 +71,7 @@ def _refuse_constant(text: str) -> float:
 
 def digest_of(cfg: CfgNode, *, has_latency: bool = False) -> str:
     """Return 12 hex digits for a run: its config without what changes no result, and what is measured beside AP."""
-    kept = {key: value for key, value in _flat(cfg.chosen()) if not key.startswith(KEYS_FREE_ON_RESUME)}
+    kept = {key: value for key, value in flat_keys(cfg.chosen()).items() if not key.startswith(KEYS_FREE_ON_RESUME)}
     kept["MODEL.WEIGHTS"] = cfg.MODEL.WEIGHTS  # free on a resume, which does not load them; not of a new run
     text = json.dumps({**kept, "latency": True} if has_latency else kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -108,11 +109,3 @@ class Records:
         """Write a record, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomically(self.path(digest), json.dumps(vars(record), indent=1) + "\n")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -15,17 +15,22 @@ from typing import Any, Protocol
 import torch
 
 from detkit.config import ConfigError
+from detkit.experiments.worker import BUSY
 
 OUTPUT = "output.txt"
 _MOST_LOADER_WORKERS = 8
 _OUT_OF_MEMORY = "as the system does to a process when memory ends"
 
 
+HELD = "held by another process"
+STOPPED = "told to stop"
+
+
 class Started(Protocol):
     """A run that has been started."""
 
     def ended(self) -> str | None:
-        """Return None while it is there, then how it ended: "" or what went wrong."""
+        """Return None while it is there, then how it ended: "", HELD, STOPPED, or what went wrong."""
 
     def stop(self) -> None:
         """Tell it to save and stop; return at once."""
@@ -117,6 +122,10 @@ class _LocalRun:
 
 
 def _meaning(status: int) -> str:
+    if status == BUSY:
+        return HELD
+    if status in (128 + signal.SIGTERM, -signal.SIGTERM):
+        return STOPPED
     if status < 0:
         name = signal.Signals(-status).name
         return f"killed by {name}" + (f", {_OUT_OF_MEMORY}" if name == "SIGKILL" else "")
@@ -169,7 +178,7 @@ class _SubmittedRun:
             return None
         error = self._job.exception()
         if error is not None:
-            return f"job {self._job.job_id}: {str(error).strip().splitlines()[-1]}"
+            return f"job {self._job.job_id}: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}"
         return _meaning(self._job.result())
 
     def stop(self) -> None:
@@ -187,18 +196,28 @@ class ResumedCommand:
         self.command, self.output = command, output
 
     def __call__(self) -> int:
-        """Run the command to its end and return its exit status."""
+        """Run the command to its end and return its exit status; SIGTERM (a cancelled job) goes to the command."""
         with open(self.output, "ab") as output:
             self._process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-            return self._process.wait()
+            before = signal.signal(signal.SIGTERM, lambda *_: self._process.terminate())
+            try:
+                return self._ended()
+            finally:
+                signal.signal(signal.SIGTERM, before)
 
     def checkpoint(self) -> Any:
         """Do what submitit asks of a job that must go: stop, and name what goes on."""
         import submitit
 
         self._process.terminate()
-        self._process.wait()
+        self._ended()
         return submitit.helpers.DelayedSubmission(ResumedCommand(self.command, self.output))
+
+    def _ended(self) -> int:
+        # Not Popen.wait: its lock is held where the signal that calls `checkpoint` interrupts it.
+        while (status := self._process.poll()) is None:
+            time.sleep(0.1)
+        return status
 
 
 def _check_counts(**counts: int) -> None:

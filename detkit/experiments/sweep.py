@@ -19,7 +19,7 @@ from detkit.engine.run_folder import TIMING
 from detkit.engine.signals import StopSignal
 from detkit.engine.starting_weights import require_weights_file, values_are_the_configs
 from detkit.experiments.records import Record, Records, digest_of
-from detkit.experiments.slots import OUTPUT, Slots, Started
+from detkit.experiments.slots import HELD, OUTPUT, STOPPED, Slots, Started
 from detkit.experiments.sweep_file import Run, Sweep
 from detkit.experiments.tables import write_tables
 from detkit.experiments.worker import is_busy, write_job
@@ -152,14 +152,17 @@ def run_sweep(study: Study, slots: Slots, *, only: Sequence[str] = (), projects:
                 if pool.collect(waiting):
                     files = study.write_tables()
                 live.update(pool.progress(len(waiting)))
+                time.sleep(_POLL_SECONDS)
                 if stop.received:
                     raise KeyboardInterrupt
-                time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
             logger.info("stopping; the runs save first")
             pool.stop()
             study.write_tables()
             raise SystemExit("stopped; what was trained so far is saved, and the same command goes on") from None
+        except BaseException:
+            pool.stop()
+            raise
     logger.info("tables: %s", ", ".join(map(str, files)))
     return sum(1 for t in study.trainings if (record := study.record(t)) is not None and record.status == "failed")
 
@@ -177,12 +180,14 @@ class _Pool:
         """Fill the free slots; a training that another living process holds is waited for, and starts nothing."""
         while waiting and len(self.active) < self.slots.count:
             training = waiting.popleft()
+            if self._has_record(training):  # by another sweep in this folder, since this one began
+                self._note(training, "")
+                continue
             started = None if is_busy(training.folder) else self._start(training)
             self.active.append((training, started, time.monotonic()))
 
     def _start(self, training: Training) -> Started:
         self._from[training.digest] = training.iteration()
-        self.study.records.drop(training.digest)  # of a failure: what comes of it this time is another
         cfg = training.cfg.clone()
         cfg.defrost()
         if cfg.DATALOADER.NUM_WORKERS < 0 and self.slots.loader_workers is not None:
@@ -207,7 +212,7 @@ class _Pool:
             how = (None if is_busy(training.folder) else "") if started is None else started.ended()
             if how is None:
                 self.active.append((training, started, since))
-            elif not self._has_record(training) and (started is None or is_busy(training.folder)):
+            elif not self._has_record(training) and (started is None or how == HELD):
                 waiting.append(training)
             else:
                 self._note(training, how)
@@ -221,6 +226,9 @@ class _Pool:
 
     def _note(self, training: Training, how: str) -> None:
         record = self.study.record(training)
+        if record is None and how == STOPPED:
+            logger.warning("%s: told to stop, and saved; the same command goes on", training.name)
+            return
         if record is None:
             why = how or "it left no record"
             record = Record("failed", reason=why)
@@ -240,8 +248,8 @@ class _Pool:
     def _left(self, waiting: int) -> float:
         """Return the seconds to the end, by what the trainings of this call took, or have taken so far."""
         typical = statistics.fmean(self._durations) if self._durations else self._extrapolated()
-        elapsed = [time.monotonic() - since for _, _, since in self.active]
-        return (waiting * typical + sum(max(typical - e, 0.0) for e in elapsed)) / self.slots.count
+        left = [max(typical - (time.monotonic() - since), 0.0) for _, _, since in self.active]
+        return max([(waiting * typical + sum(left)) / self.slots.count, *left])
 
     def _extrapolated(self) -> float:
         """Return what a whole training takes by how far those begun here have come since; infinity where none has."""

@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from typing import Any
 from detkit.config import CfgNode, ConfigError, get_cfg
 from detkit.config.yaml_file import Layer, read_layers
 from detkit.experiments.claims import Claim, read_claim
+from detkit.experiments.records import digest_of
 from detkit.registry import near_misses
 
 _SCALED = ("BASE", "SEEDS", "OVERRIDES", "AXES", "PAPER", "OTHERS", "CLAIMS", "LATENCY", "DEVIATION", "NOTE")
@@ -232,7 +234,7 @@ def _runs(source: _Source, tree: dict[str, Any], base: Path, projects: tuple[str
         own = [pair for choice in combination for pair in choice.overrides]
         _refuse_one_key_twice(source, name, [key for key, _ in own])
         overrides = (*shared, *own)
-        cfg = _config(source, base, name, overrides, projects)
+        cfg = _config(source, base, name, overrides, projects, [choice.path for choice in combination])
         yield Run(name, {choice.axis: choice.value for choice in combination}, overrides, cfg)
 
 
@@ -242,6 +244,7 @@ class _Choice:
     name: str
     value: Any
     overrides: tuple[tuple[str, Any], ...]
+    path: tuple[str, ...]  # of keys to it in the file
 
 
 def _axis_names(axes: dict[str, Any]) -> dict[str, str]:
@@ -261,10 +264,11 @@ def _choices(source: _Source, label: str, axis: str, values: Any) -> Iterator[_C
             raise source.fail(("AXES", axis), f"the axis '{axis}' is a list, so its name must be a config key such as "
                               "SOLVER.BASE_LR; or name each choice: {choice: {KEY: value}}")  # fmt: skip
         for value in values:
-            yield _Choice(label, f"{label} {_text(value)}", value, ((axis, value),))
+            yield _Choice(label, f"{label} {_text(value)}", value, ((axis, value),), ("AXES", axis))
         return
     for name, pairs in values.items():
-        yield _Choice(label, name, name, _overrides(source, pairs or {}, ("AXES", axis, name)))
+        path = ("AXES", axis, name)
+        yield _Choice(label, name, name, _overrides(source, pairs or {}, path), path)
 
 
 def _is_key(axis: str) -> bool:
@@ -289,7 +293,12 @@ def _overrides(source: _Source, pairs: Any, path: tuple[str, ...]) -> tuple[tupl
 
 
 def _config(
-    source: _Source, base: Path, name: str, overrides: Sequence[tuple[str, Any]], projects: tuple[str, ...]
+    source: _Source,
+    base: Path,
+    name: str,
+    overrides: Sequence[tuple[str, Any]],
+    projects: tuple[str, ...],
+    choices: Sequence[tuple[str, ...]],
 ) -> CfgNode:
     cfg = get_cfg()
     cfg.PROJECTS = projects
@@ -301,14 +310,17 @@ def _config(
         try:
             cfg.merge_from_list([key, value])
         except ConfigError as error:
-            raise _at_the_key(source, key, f"run '{name}': {error}") from error
+            raise _at_the_key(source, key, choices, f"run '{name}': {error}") from error
     cfg.freeze()
     return cfg
 
 
-def _at_the_key(source: _Source, key: str, text: str) -> ConfigError:
-    path = next((p for p in source.places if ".".join(p).endswith(key)), ())
-    return source.fail(path, text)
+def _at_the_key(source: _Source, key: str, choices: Sequence[tuple[str, ...]], text: str) -> ConfigError:
+    """Return an error at the line of a key that a run sets: in one of its choices, else anywhere."""
+    places = [p for p in source.places if ".".join(p).endswith(key)]
+    # A scale's AXES stand below SCALES and its name.
+    own = [p for p in places if any(choice in (p[: len(choice)], p[2 : 2 + len(choice)]) for choice in choices)]
+    return source.fail(next(iter(own or places), ()), text)
 
 
 def _refuse_one_key_twice(source: _Source, name: str, keys: Sequence[str]) -> None:
@@ -321,8 +333,7 @@ def _refuse_equal_runs(source: _Source, runs: Sequence[Run]) -> None:
     """Two names for one config: a key that the chosen components do not have, mostly."""
     first: dict[str, Run] = {}
     for run in runs:
-        text = run.cfg.dump()
-        other = first.setdefault(text, run)
+        other = first.setdefault(digest_of(run.cfg), run)
         if other is not run:
             keys = ", ".join(dict(set(run.overrides_over(other)) | set(other.overrides_over(run))))
             raise source.fail(("AXES",), f"the runs '{other.name}' and '{run.name}' are one config: what sets them "
@@ -343,6 +354,8 @@ def _typed(source: _Source, tree: dict[str, Any], key: str, default: Any, kind: 
         value = float(value)
     if value is not None and type(value) is not kind:
         raise source.fail((key,), f"{key} must be a {kind.__name__}, and is {value!r}")
+    if isinstance(value, float) and not 0 < value < math.inf:
+        raise source.fail((key,), f"{key} must be above 0, and is {value}")
     return value
 
 

@@ -81,7 +81,7 @@ def comma_separated(sweep: Sweep, records: Found) -> str:
     for run in sweep.runs:
         found = [records[run.name, seed] for seed in sweep.seeds]
         means = {measure: _mean(found, measure) for measure in MEASURES}
-        row = [run.name, *(run.choices[axis] for axis in axes), sum(r is not None for r in found), _states(found)]
+        row = [run.name, *(run.choices[axis] for axis in axes), _num_ended(found), _states(found)]
         row += [_number(means["AP"]), _number(_spread(found)), *(_number(means[m]) for m in MEASURES[1:])]
         row += [_number(sweep.paper.get(run.name, {}).get(measure)) for measure in MEASURES]
         writer.writerow(row)
@@ -109,7 +109,7 @@ def _cells(sweep: Sweep, records: Found) -> tuple[list[str], list[list[str]]]:
         cells = ["" if cell == "n/a" else cell for cell in cells]
         paper = sweep.paper.get(run.name, {})
         cells += _paper_cells(sweep, paper, measures)
-        rows.append([run.name, *cells, str(sum(r is not None for r in found)), _states(found)])
+        rows.append([run.name, *cells, str(_num_ended(found)), _states(found)])
     for name, values in sweep.others.items():
         rows.append([name, *("" for _ in measures), *_paper_cells(sweep, values, measures), "", "published"])
     return head, rows
@@ -134,6 +134,10 @@ def _spread(records: Sequence[Record | None]) -> float | None:
     values = [r.measure("AP") for r in records if r is not None and r.status == "finished"]
     known = [value for value in values if value is not None]
     return statistics.stdev(known) if len(known) > 1 else None
+
+
+def _num_ended(records: Sequence[Record | None]) -> int:
+    return sum(record is not None and record.status != "failed" for record in records)
 
 
 def _with_spread(records: Sequence[Record | None]) -> str:
@@ -176,10 +180,11 @@ def _legend(sweep: Sweep, records: Found) -> str:
     elif sweep.deviation is not None:
         source = f"with one seed it is not known; {sweep.deviation:g} points are assumed"
     else:
-        source = "with one seed it is not known, and nothing is decided"
+        source = "with one seed it is not known, and no difference is decided"
     return (
         "A deviation is that of the difference of two single runs over seeds, by the larger of a run's own and the "
-        f"pooled one; {source}. A claim holds or fails beyond its margin (2 deviations unless it says otherwise)."
+        f"pooled one; {source}. A claim holds or fails beyond its margin (2 deviations unless it says otherwise). The "
+        "table's means are over the seeds that finished; for a claim a run that diverged has AP 0."
     )
 
 

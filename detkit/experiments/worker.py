@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -21,7 +22,7 @@ from detkit.config import CfgNode, get_cfg
 from detkit.distributed import broadcast_text, is_main, world_size
 from detkit.engine import NonFiniteLossError, import_projects, train
 from detkit.engine.launch import process_group
-from detkit.engine.run_folder import CHECKPOINTS, TIMING
+from detkit.engine.run_folder import CHECKPOINTS, RESULTS, TIMING
 from detkit.env import describe_environment
 from detkit.experiments.latency import milliseconds_per_picture
 from detkit.experiments.records import Record, Records
@@ -29,6 +30,7 @@ from detkit.files import locked, write_text_atomically
 from detkit.log import read_json_lines
 
 JOB = "job.json"
+BUSY = 75  # exit status: another process holds the run
 _ABOUT_MACHINE = ("detkit", "torch", "GPU", "CPU capability")
 
 
@@ -91,6 +93,8 @@ def run_job(path: Path) -> Record:
         is_open = broadcast_text(str(known is None or known.status == "failed"))  # by the main rank
         if is_open != "True":
             return records.get(digest) or Record("failed", reason="its record vanished")
+        if is_main():
+            records.drop(digest)  # of a failure: what comes of it this time is another
         record = _outcome(job, folder)
         if is_main():
             records.put(digest, record)
@@ -107,7 +111,7 @@ def _outcome(job: Mapping[str, Any], folder: Path) -> Record:
         cfg = get_cfg()
         cfg.merge_from_text(job["config"], source=str(folder / JOB))
         cfg.OUTPUT_DIR = str(folder)
-        results = train(cfg, resume=True)
+        results = _known_results(folder) or train(cfg, resume=True)
         if job["has_latency"] and is_main():
             latency = round(milliseconds_per_picture(folder / CHECKPOINTS / FINAL), 3)
     except NonFiniteLossError as error:
@@ -117,6 +121,12 @@ def _outcome(job: Mapping[str, Any], folder: Path) -> Record:
         return Record("failed", reason=f"{type(error).__name__}: {_line(error)}", about=about)
     rows = read_json_lines(folder / TIMING)
     return Record("finished", results, rows[-1]["iteration"] if rows else 0, _seconds(folder), latency, "", about)
+
+
+def _known_results(folder: Path) -> dict[str, Any]:
+    """Return the results of a run that ended, but has no record (killed just then, or deleted); {} otherwise."""
+    path = folder / RESULTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _seconds(folder: Path) -> float:
@@ -143,5 +153,16 @@ def _drop_what_only_resuming_needs(checkpoints: Path) -> None:
             path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
+def main(path: Path) -> int:
+    """Train a job and return the exit status: 0, 1 where it failed, BUSY where another process holds it."""
+    if hasattr(signal, "SIGUSR2"):  # SLURM sends to every process of a job what is for submitit alone
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        return int(run_job(path).status == "failed")
+    except BusyError as error:
+        print(error)
+        return BUSY
+
+
 if __name__ == "__main__":
-    sys.exit(run_job(Path(sys.argv[1])).status == "failed")
+    sys.exit(main(Path(sys.argv[1])))

@@ -134,6 +134,8 @@ class Criterion(nn.Module):
             terms_NRK = self.cls_loss(logits_NRK.float(), labels_NR, "none")  # in half precision, many would tie
             if terms_NRK.shape != logits_NRK.shape:
                 raise ValueError(f"shape {tuple(terms_NRK.shape)}, not that of the logits, {tuple(logits_NRK.shape)}")
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a loss does at a reduction that it does not know
             raise ValueError(
                 f"a sampler asked for the loss of {parts!r} (SCORE of OHEM), but {type(self.cls_loss).__name__} does "

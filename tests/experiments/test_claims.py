@@ -90,9 +90,11 @@ def test_divergence_counts_as_ap_zero_and_as_divergence():
     assert verdict(claim, CE=Outcome((11.0, 12.0))).state == "fails"
 
 
-@pytest.mark.parametrize(("gap", "state"), [(0.4, "holds"), (-0.4, "holds"), (2.0, "undecided"), (4.0, "fails")])
+@pytest.mark.parametrize(
+    ("gap", "state"), [(0.4, "holds"), (-0.4, "holds"), (2.0, "undecided"), (4.0, "undecided"), (5.5, "fails")]
+)
 def test_alike(gap, state):
-    claim = Claim("x", "alike", "FL", ("CE",), points=0.5)  # sd of a difference 1
+    claim = Claim("x", "alike", "FL", ("CE",), points=3.0)  # sd of a difference 1, so a margin of 2
     fl, ce = (29.5, 30.5), (29.5 + gap, 30.5 + gap)
     assert verdict(claim, FL=Outcome(fl), CE=Outcome(ce)).state == state
 

@@ -3,14 +3,16 @@
 import csv
 import json
 import signal
+import sys
 import time
 
 import pytest
 
 from detkit.cli import sweep
 from detkit.config import ConfigError
-from detkit.experiments.slots import LocalSlots, worker_command
-from detkit.experiments.sweep import Study
+from detkit.experiments.records import Record
+from detkit.experiments.slots import LocalSlots, ResumedCommand, SubmititSlots, worker_command
+from detkit.experiments.sweep import Study, run_sweep
 from detkit.experiments.sweep_file import read_sweep
 from detkit.experiments.worker import run_job
 from detkit.log import read_json_lines
@@ -117,6 +119,13 @@ def test_told_to_stop_it_saves_and_a_second_call_goes_on(sweep_file, folder, com
     assert 0 < saved < 400
     assert not records_of(folder / "out")
     assert list((work / "checkpoints").glob(f"model_{saved:08d}.pth"))
+    process = command(folder / "sweep.yaml", "--output", "out")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and "resumed at iteration" not in (work / "output.txt").read_text():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert f"resumed at iteration {saved} of 400" in (work / "output.txt").read_text()
 
 
 def test_finished_runs_are_shared_and_changed_ones_are_trained(sweep_file, folder, here, capsys):
@@ -149,10 +158,47 @@ def test_the_time_of_inference_is_measured_where_the_sweep_says_so(sweep_file, f
     assert float(row["ms"]) == pytest.approx(record["latency_ms"], rel=1e-3)
 
 
+def test_what_another_sweep_finished_meanwhile_is_left_alone(sweep_file, folder, monkeypatch):
+    monkeypatch.setattr("detkit.experiments.sweep._POLL_SECONDS", 0.01)
+    study = Study(read_sweep(sweep_file(ONE.replace("[0.01]", "[0.01, 0.02]"))), "out")
+    first, second = study.trainings
+    finished = Record("finished", {"bbox": {"AP": 12.0}}, 2)
+
+    class Meanwhile(HereSlots):
+        def start(self, job):
+            assert first.digest in str(job)  # only the first is started
+            study.records.put(second.digest, finished)
+            return super().start(job)
+
+    assert run_sweep(study, Meanwhile()) == 0
+    assert study.record(second) == finished
+
+
+def test_a_record_that_was_deleted_is_made_again_from_the_run(sweep_file, folder, here):
+    path = sweep_file(ONE)
+    assert sweep([str(path), "--output", "out"]) == 0
+    (record,) = (folder / "out" / "records").iterdir()
+    before = record.read_text()
+    record.unlink()
+    assert sweep([str(path), "--output", "out"]) == 0
+    assert record.read_text() == before
+
+
+def test_a_job_that_must_go_has_its_command_stop_and_names_what_goes_on(tmp_path):
+    pytest.importorskip("submitit")
+    command = ResumedCommand([sys.executable, "-c", "import time; time.sleep(60)"], str(tmp_path / "output.txt"))
+    asked = []
+    before = signal.signal(signal.SIGALRM, lambda *_: asked.append(command.checkpoint()))  # as submitit calls it
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        assert command() == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert asked[0].function.command == command.command
+
+
 def test_a_run_can_be_a_job_of_submitit(sweep_file, folder):
     pytest.importorskip("submitit")
-    from detkit.experiments.slots import SubmititSlots
-    from detkit.experiments.sweep import run_sweep
 
     study = Study(read_sweep(sweep_file(ONE)), folder / "out")
     assert run_sweep(study, SubmititSlots(1, folder / "logs", cluster="local")) == 0

@@ -134,6 +134,17 @@ MISTAKES = {
         f"BASE: tiny.yaml\nAXES: {{{GAMMA}: [0], x: {{a: {{{GAMMA}: 1}}}}}}", ["two axes set MODEL.CLS_LOSS"]
     ),
     "one value for an axis": (f"BASE: tiny.yaml\nAXES:\n  {GAMMA}: 2", ["sweep.yaml:3", "is 2: give a list"]),
+    "a key that changes no result": (
+        "BASE: tiny.yaml\nAXES: {SOLVER.CHECKPOINT_PERIOD: [1, 3]}", ["are one config", "CHECKPOINT_PERIOD"]
+    ),
+    "a mistake in the second choice": (
+        f"BASE: tiny.yaml\nAXES:\n  x:\n    a: {{{GAMMA}: 1}}\n    b: {{{GAMMA}: two}}", ["sweep.yaml:5", "'b'"]
+    ),
+    "alike by nothing": (
+        f"BASE: tiny.yaml\nAXES: {{{GAMMA}: [0, 1]}}\nCLAIMS: [{{SAYS: x, ALIKE: gamma 0, TO: [gamma 1]}}]",
+        ["needs POINTS"],
+    ),
+    "a deviation below 0": (f"BASE: tiny.yaml\nDEVIATION: -1\nAXES: {{{GAMMA}: [0]}}", ["sweep.yaml:2", "above 0"]),
     "a flag that is a number": (f"BASE: tiny.yaml\nLATENCY: 1\nAXES: {{{GAMMA}: [0]}}", ["sweep.yaml:2", "bool"]),
 }  # fmt: skip
 
@@ -150,7 +161,7 @@ def test_mistakes_are_named_with_their_place(name, sweep_file):
 
 def test_a_scale_must_be_chosen_and_be_there(sweep_file):
     path = sweep_file(f"BASE: tiny.yaml\nAXES: {{{GAMMA}: [0]}}\nSCALES: {{laptop: {{}}, paper: {{}}}}")
-    with pytest.raises(ConfigError, match="--scale laptop | paper"):
+    with pytest.raises(ConfigError, match=re.escape("--scale laptop | paper")):
         read_sweep(path)
     with pytest.raises(ConfigError, match="no scale 'labtop'; did you mean 'laptop'"):
         read_sweep(path, "labtop")
