@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detkit.cli.status import status_of
-from detkit.cli.train import parse_with_overrides
-from detkit.config import CfgNode, ConfigError, get_cfg
+from detkit.cli.train import parse_with_overrides, read_config
+from detkit.config import CfgNode, ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,23 +69,13 @@ def _figure(number: int, args: argparse.Namespace) -> Figure:
     draw: dict[int, Callable[[], Figure]] = {
         1: figures.figure_1,
         2: lambda: figures.figure_2([figures.read_speed(path) for path in args.speed]),
-        3: lambda: figures.figure_3(figures.read_architecture(_config(args))),
+        3: lambda: figures.figure_3(figures.read_architecture(read_config(args.config_file, args.projects))),
         4: lambda: figures.figure_4(figures.read_loss_distribution(args.loss_distribution)),
         5: figures.figure_5,
         6: figures.figure_6,
         7: lambda: figures.figure_7(figures.read_star_grid(args.fl_star, args.effective_ap)),
     }
     return draw[number]()
-
-
-def _config(args: argparse.Namespace) -> CfgNode:
-    from detkit.engine import import_projects
-
-    names = import_projects(args.projects)
-    cfg = get_cfg()
-    cfg.PROJECTS = names
-    cfg.merge_from_file(args.config_file)
-    return cfg
 
 
 def _analyze(args: argparse.Namespace) -> None:
@@ -122,7 +112,7 @@ def _config_of_weights(args: argparse.Namespace) -> CfgNode:
     from detkit.engine.predictor import config_of
 
     if args.config_file is not None:
-        cfg = _config(args)
+        cfg = read_config(args.config_file, args.projects)
         cfg.MODEL.WEIGHTS = args.weights
     else:
         from detkit.engine import import_projects

@@ -54,13 +54,19 @@ def parse_with_overrides(
 
 def config_from(args: argparse.Namespace) -> CfgNode:
     """Return the config of a command line: the projects imported, the file merged, then the overrides."""
+    cfg = read_config(args.config_file, args.projects)
+    cfg.merge_from_list(args.overrides)
+    return cfg
+
+
+def read_config(file: str, projects: Sequence[str]) -> CfgNode:
+    """Return the config of a file, its projects imported first."""
     from detkit.engine import import_projects
 
-    names = import_projects(args.projects)
+    names = import_projects(projects)
     cfg = get_cfg()
     cfg.PROJECTS = names
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.overrides)
+    cfg.merge_from_file(file)
     return cfg
 
 

@@ -151,9 +151,17 @@ def worker_count(num_workers: int) -> int:
     """Return the number of workers per process; -1 stands for this process's cores less one, at most 8."""
     if num_workers >= 0:
         return num_workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return max(0, min(share - 1, _MOST_WORKERS))
+    return workers_on(core_count() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def workers_on(cores: int) -> int:
+    """Return the number of workers for a process that has so many cores: one is its own."""
+    return max(0, min(cores - 1, _MOST_WORKERS))
+
+
+def core_count() -> int:
+    """Return the cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _unchanged(item: Any) -> Any:

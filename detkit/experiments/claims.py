@@ -104,6 +104,11 @@ def read_claim(given: Any, names: Sequence[str]) -> Claim:
     return Claim(given["SAYS"], kind, run, others, _number(given, "MARGIN", 2.0), _number(given, "POINTS", 0.0))
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a run's name is a pattern, or is what it stands for: `*` is any text."""
+    return name == pattern or fnmatchcase(name, pattern)
+
+
 def judge(claims: Iterable[Claim], outcomes: Mapping[str, Outcome], assumed: float | None = None) -> list[Verdict]:
     """Return the verdict on every claim; `assumed` is the deviation where the runs themselves show none."""
     pooled = pooled_deviation(outcomes.values())
@@ -178,7 +183,7 @@ def _others(given: dict[str, Any], run: str, names: Sequence[str]) -> tuple[str,
     for pattern in patterns:
         if pattern == run:
             raise ValueError(f"'{given['SAYS']}': '{run}' is compared with itself")
-        hits = [name for name in names if name == pattern or fnmatchcase(name, str(pattern))]
+        hits = [name for name in names if matches(name, str(pattern))]
         if not [name for name in hits if name != run]:
             raise ValueError(f"'{given['SAYS']}': {_no_run(pattern, names)}")
         found.update(dict.fromkeys(name for name in hits if name != run))

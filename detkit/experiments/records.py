@@ -43,6 +43,11 @@ class Record:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it is not to be trained again: it finished or diverged."""
+        return self.status != "failed"
+
+    @property
     def state(self) -> str:
         """What a table says of it."""
         if self.status == "diverged":

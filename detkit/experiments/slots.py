@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import torch
 
 from detkit.config import ConfigError
+from detkit.data.loader import core_count, workers_on
 from detkit.experiments.worker import BUSY
 
 OUTPUT = "output.txt"
-_MOST_LOADER_WORKERS = 8
 _OUT_OF_MEMORY = "as the system does to a process when memory ends"
 
 
@@ -71,9 +71,8 @@ class LocalSlots:
         self.count = count
         self._processes = processes
         self._free = list(range(count))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._threads = max(1, cores // (count * processes))
-        self.loader_workers: int | None = min(self._threads - 1, _MOST_LOADER_WORKERS)
+        self._threads = max(1, core_count() // (count * processes))
+        self.loader_workers: int | None = workers_on(self._threads)
 
     def start(self, job: Path) -> _LocalRun:
         """Start a run in a free slot."""

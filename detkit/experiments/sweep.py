@@ -6,9 +6,8 @@ import contextlib
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from detkit.config import CfgNode, ConfigError
 from detkit.engine.run_folder import TIMING
 from detkit.engine.signals import StopSignal
 from detkit.engine.starting_weights import require_weights_file, values_are_the_configs
+from detkit.experiments.claims import matches
 from detkit.experiments.records import Record, Records, digest_of
 from detkit.experiments.slots import HELD, OUTPUT, STOPPED, Slots, Started
 from detkit.experiments.sweep_file import Run, Sweep
@@ -86,19 +86,23 @@ class Study:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def open_trainings(self, only: Sequence[str] = ()) -> list[Training]:
-        """Return what is still to be trained, of the runs that match a pattern of `only` (none: all).
+    def wanted(self, only: Sequence[str] = ()) -> list[Training]:
+        """Return the trainings of the runs that match a pattern of `only` (none: all).
 
         A pattern that matches no run is a ConfigError that lists them.
         """
         names = [run.name for run in self.sweep.runs]
         for pattern in only:
-            if not any(_matches(name, [pattern]) for name in names):
+            if not any(matches(name, pattern) for name in names):
                 near = near_misses(pattern, names)
                 raise ConfigError(f"--only '{pattern}' matches no run" + (f"; did you mean {near}?" if near else ".")
                                   + f" Runs: {'; '.join(names)}")  # fmt: skip
-        wanted = [t for t in self.trainings if not only or _matches(t.run.name, only)]
-        return [t for t in wanted if (record := self.record(t)) is None or record.status == "failed"]
+        return [t for t in self.trainings if not only or any(matches(t.run.name, pattern) for pattern in only)]
+
+    def has_ended(self, training: Training) -> bool:
+        """Return whether a training has a record of its end, and not of a failure."""
+        record = self.record(training)
+        return record is not None and record.has_ended
 
     def write_tables(self) -> list[Path]:
         """Write the table in Markdown, CSV and HTML; return the files."""
@@ -139,8 +143,7 @@ def run_sweep(study: Study, slots: Slots, *, only: Sequence[str] = (), projects:
     kill -9 runs that are still alive are waited for, the others go on from their checkpoints.
     """
     study.check()
-    waiting = deque(study.open_trainings(only))
-    study.make_output()
+    waiting = deque(t for t in study.wanted(only) if not study.has_ended(t))
     logger.info("%d of %d trainings to do, %d at a time; in %s", len(waiting), len(study.trainings), slots.count,
                 study.output)  # fmt: skip
     pool = _Pool(study, slots, [str(Path(folder).resolve()) for folder in projects], len(waiting))
@@ -180,7 +183,7 @@ class _Pool:
         """Fill the free slots; a training that another living process holds is waited for, and starts nothing."""
         while waiting and len(self.active) < self.slots.count:
             training = waiting.popleft()
-            if self._has_record(training):  # by another sweep in this folder, since this one began
+            if self.study.has_ended(training):  # by another sweep in this folder, since this one began
                 self._note(training, "")
                 continue
             started = None if is_busy(training.folder) else self._start(training)
@@ -212,17 +215,13 @@ class _Pool:
             how = (None if is_busy(training.folder) else "") if started is None else started.ended()
             if how is None:
                 self.active.append((training, started, since))
-            elif not self._has_record(training) and (started is None or how == HELD):
+            elif not self.study.has_ended(training) and (started is None or how == HELD):
                 waiting.append(training)
             else:
                 self._note(training, how)
                 if started is not None and not self._from[training.digest]:
                     self._durations.append(time.monotonic() - since)
         return len(self.active) < len(before)
-
-    def _has_record(self, training: Training) -> bool:
-        record = self.study.record(training)
-        return record is not None and record.status != "failed"
 
     def _note(self, training: Training, how: str) -> None:
         record = self.study.record(training)
@@ -242,19 +241,20 @@ class _Pool:
     def progress(self, waiting: int) -> str:
         """Return one line on all of it: what has ended, how far the others are, how long it will take."""
         ended = self.total - waiting - len(self.active)
-        now = "; ".join(f"{t.name} {t.iteration()}/{t.iterations}" for t, _, _ in self.active)
-        return f"{ended}/{self.total} ended  eta {format_duration(self._left(waiting))}  {now}"
+        reached = {t.digest: t.iteration() for t, _, _ in self.active}
+        now = "; ".join(f"{t.name} {reached[t.digest]}/{t.iterations}" for t, _, _ in self.active)
+        return f"{ended}/{self.total} ended  eta {format_duration(self._left(waiting, reached))}  {now}"
 
-    def _left(self, waiting: int) -> float:
+    def _left(self, waiting: int, reached: Mapping[str, int]) -> float:
         """Return the seconds to the end, by what the trainings of this call took, or have taken so far."""
-        typical = statistics.fmean(self._durations) if self._durations else self._extrapolated()
+        typical = statistics.fmean(self._durations) if self._durations else self._extrapolated(reached)
         left = [max(typical - (time.monotonic() - since), 0.0) for _, _, since in self.active]
         return max([(waiting * typical + sum(left)) / self.slots.count, *left])
 
-    def _extrapolated(self) -> float:
+    def _extrapolated(self, reached: Mapping[str, int]) -> float:
         """Return what a whole training takes by how far those begun here have come since; infinity where none has."""
         begun = [(t, since) for t, started, since in self.active if started is not None]
-        shares = [((t.iteration() - self._from[t.digest]) / t.iterations, since) for t, since in begun]
+        shares = [((reached[t.digest] - self._from[t.digest]) / t.iterations, since) for t, since in begun]
         now = time.monotonic()
         return max(((now - since) / share for share, since in shares if share > 0), default=float("inf"))
 
@@ -275,23 +275,17 @@ def _named(sweep: Sweep, run: Run) -> Iterator[None]:
         raise ConfigError(f"{sweep.file}: run '{run.name}': {error}") from error
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def plan_table(study: Study, only: Sequence[str] = ()) -> str:
     """Return what a sweep would do, as text: every training, the keys that it sets, and its state."""
     from tabulate import tabulate
 
-    open_digests = {t.digest for t in study.open_trainings(only)}
     shared = study.sweep.runs[0].overrides[: study.sweep.num_shared]
     rows = []
-    for t in study.trainings:
-        if only and not _matches(t.run.name, only):
-            continue
+    for t in study.wanted(only):
         record = study.record(t)
-        state = record.state if record else f"at iteration {t.iteration()}" if t.iteration() else "new"
-        todo = "trains" if t.digest in open_digests else ""
+        begun = t.iteration()
+        state = record.state if record else f"at iteration {begun}" if begun else "new"
+        todo = "" if record and record.has_ended else "trains"
         own = " ".join(_assignments(t.run.overrides[study.sweep.num_shared :]))
         rows.append([t.run.name, t.seed, t.iterations, state, todo, t.digest, own])
     head = ["run", "seed", "iterations", "state", "", "record", "sets"]

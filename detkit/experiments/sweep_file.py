@@ -225,12 +225,12 @@ def _runs(source: _Source, tree: dict[str, Any], base: Path, projects: tuple[str
         raise source.fail(("AXES",), "AXES must name what varies: KEY: [values], or name: {choice: {KEY: value}}")
     labels = _axis_names(axes)
     choices = [list(_choices(source, labels[axis], axis, values)) for axis, values in axes.items()]
-    seen: dict[str, int] = {}
+    seen: set[str] = set()
     for combination in itertools.product(*choices):
         name = ", ".join(choice.name for choice in combination)
         if name in seen:
             raise source.fail(("AXES",), f"two runs have the name '{name}'; give every choice a name of its own")
-        seen[name] = 1
+        seen.add(name)
         own = [pair for choice in combination for pair in choice.overrides]
         _refuse_one_key_twice(source, name, [key for key, _ in own])
         overrides = (*shared, *own)

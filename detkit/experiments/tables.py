@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def outcomes_of(sweep: Sweep, records: Found) -> dict[str, Outcome]:
 
 
 def _outcome(records: Sequence[Record | None]) -> Outcome:
-    ended = [r for r in records if r is not None and r.status != "failed"]
+    ended = _ended(records)
     return Outcome(
         tuple(_ap(record) for record in ended),
         num_diverged=sum(record.status == "diverged" for record in ended),
@@ -81,7 +81,7 @@ def comma_separated(sweep: Sweep, records: Found) -> str:
     for run in sweep.runs:
         found = [records[run.name, seed] for seed in sweep.seeds]
         means = {measure: _mean(found, measure) for measure in MEASURES}
-        row = [run.name, *(run.choices[axis] for axis in axes), _num_ended(found), _states(found)]
+        row = [run.name, *(run.choices[axis] for axis in axes), len(_ended(found)), _states(found)]
         row += [_number(means["AP"]), _number(_spread(found)), *(_number(means[m]) for m in MEASURES[1:])]
         row += [_number(sweep.paper.get(run.name, {}).get(measure)) for measure in MEASURES]
         writer.writerow(row)
@@ -109,7 +109,7 @@ def _cells(sweep: Sweep, records: Found) -> tuple[list[str], list[list[str]]]:
         cells = ["" if cell == "n/a" else cell for cell in cells]
         paper = sweep.paper.get(run.name, {})
         cells += _paper_cells(sweep, paper, measures)
-        rows.append([run.name, *cells, str(_num_ended(found)), _states(found)])
+        rows.append([run.name, *cells, str(len(_ended(found))), _states(found)])
     for name, values in sweep.others.items():
         rows.append([name, *("" for _ in measures), *_paper_cells(sweep, values, measures), "", "published"])
     return head, rows
@@ -136,8 +136,8 @@ def _spread(records: Sequence[Record | None]) -> float | None:
     return statistics.stdev(known) if len(known) > 1 else None
 
 
-def _num_ended(records: Sequence[Record | None]) -> int:
-    return sum(record is not None and record.status != "failed" for record in records)
+def _ended(records: Iterable[Record | None]) -> list[Record]:
+    return [record for record in records if record is not None and record.has_ended]
 
 
 def _with_spread(records: Sequence[Record | None]) -> str:
@@ -156,7 +156,7 @@ def _states(records: Sequence[Record | None]) -> str:
 
 
 def _about(sweep: Sweep, records: Found) -> str:
-    known = [record for record in records.values() if record is not None and record.status != "failed"]
+    known = _ended(records.values())
     seconds = sum(record.seconds for record in known)
     machines = dict.fromkeys(_machine(record.about) for record in known if record.about)
     base = f"Base: {sweep.base.name}; seed{'s' * (len(sweep.seeds) > 1)} {', '.join(map(str, sweep.seeds))}"

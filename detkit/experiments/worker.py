@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import signal
 import sys
 import time
@@ -90,7 +89,7 @@ def run_job(path: Path) -> Record:
     records, digest, folder = Records(job["records"]), job["digest"], path.parent
     with process_group(), held(folder) if is_main() else contextlib.nullcontext():
         known = records.get(digest)
-        is_open = broadcast_text(str(known is None or known.status == "failed"))  # by the main rank
+        is_open = broadcast_text(str(known is None or not known.has_ended))  # by the main rank
         if is_open != "True":
             return records.get(digest) or Record("failed", reason="its record vanished")
         if is_main():
@@ -98,7 +97,7 @@ def run_job(path: Path) -> Record:
         record = _outcome(job, folder)
         if is_main():
             records.put(digest, record)
-            if record.status != "failed":
+            if record.has_ended:
                 _drop_what_only_resuming_needs(folder / CHECKPOINTS)
         return record
 
@@ -150,7 +149,7 @@ def _line(error: Exception) -> str:
 def _drop_what_only_resuming_needs(checkpoints: Path) -> None:
     for path in checkpoints.glob("*"):
         if path.name != FINAL:
-            path.unlink() if path.is_file() else shutil.rmtree(path)
+            path.unlink()
 
 
 def main(path: Path) -> int:
@@ -158,7 +157,7 @@ def main(path: Path) -> int:
     if hasattr(signal, "SIGUSR2"):  # SLURM sends to every process of a job what is for submitit alone
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
-        return int(run_job(path).status == "failed")
+        return int(not run_job(path).has_ended)
     except BusyError as error:
         print(error)
         return BUSY

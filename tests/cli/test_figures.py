@@ -14,23 +14,15 @@ from PIL import Image
 from detkit.cli.figures import analyze_loss, plot_figures
 from detkit.config import get_cfg
 from detkit.engine import train
+from tests.tiny import TINY
 
 REPOSITORY = Path(__file__).parents[2]
-TINY = {
-    "MODEL": {
-        "BACKBONE": {
-            "ResNet": {"DEPTH": 18, "NORM": "BN", "FREEZE_AT": 0, "STEM_CHANNELS": 8, "RES2_CHANNELS": 8},
-        },
-        "NECK": {"FPN": {"OUT_CHANNELS": 8}},
-        "HEAD": {"RetinaNetHead": {"NUM_CONVS": 1}},
-        "ANCHORS": {"SIZES": [16, 32, 64, 128, 256]},
-    },
+SMALLER = {
     "DATASETS": {"TRAIN": ["shapes:train,images=4,seed=1,size=96"], "TEST": ["shapes:val,images=3,seed=1,size=96"]},
     "INPUT": {"TRAIN_TRANSFORMS": {"NAMES": []}, "TEST_TRANSFORMS": {"NAMES": []}},
-    "SOLVER": {"REFERENCE_BATCH": None, "IMS_PER_BATCH": 2, "MAX_ITER": 2, "LR_SCHEDULE": {"NAME": "WarmupCosine"}},
-    "TEST": {"EVAL_PERIOD": 0, "IMS_PER_BATCH": 2},
+    "SOLVER": {"IMS_PER_BATCH": 2, "MAX_ITER": 2},
+    "TEST": {"EVAL_PERIOD": 0},
     "VIS": {"NUM_IMAGES": 0},
-    "DATALOADER": {"NUM_WORKERS": 0},
     "DEVICE": "cpu",
     "PRECISION": "fp32",
 }
@@ -43,7 +35,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETKIT_CACHE", str(folder / "cache"))
         cfg = get_cfg()
-        cfg.merge_from_other_cfg({**TINY, "OUTPUT_DIR": str(folder / "run")})
+        cfg.merge_from_text(TINY, source="tests/tiny.py")
+        cfg.merge_from_other_cfg({**SMALLER, "OUTPUT_DIR": str(folder / "run")})
         train(cfg)
         yield folder / "run" / "checkpoints" / "model_final.pth"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -68,27 +68,30 @@ def figure_1() -> Figure:
 
 def figure_5() -> Figure:
     """Draw CE, FL and FL* over x_t (Figure 5), in the settings of Table 3."""
-    figure = new_figure(height=4.2)
-    axes = figure.add_subplot()
-    for i, curve in enumerate(VARIANTS):
-        axes.plot(LOGITS, curve.value(LOGITS), label=curve.label, lw=1.8, **line_look(i))
-    axes.set(xlim=(-5, 5), ylim=(0, 5), xlabel=LOGIT_LABEL, ylabel="loss")
-    _mark_well_classified(axes, 0.0, 5.0)
+    figure, axes = _over_logits([curve.value(LOGITS) for curve in VARIANTS])
+    axes.set(ylim=(0, 5), ylabel="loss")
     finish(axes, has_legend=True)
     return figure
 
 
 def figure_6() -> Figure:
     """Draw the derivatives of the curves of Figure 5 to the logit x, at y = 1 (Figure 6, eq. 9 to 11)."""
-    figure = new_figure(height=4.2)
-    axes = figure.add_subplot()
-    for i, curve in enumerate(VARIANTS):
-        axes.plot(LOGITS, curve.derivative(LOGITS), label=curve.label, lw=1.8, **line_look(i))
-    axes.set(xlim=(-5, 5), ylim=(-1.35, 0.1), xlabel=LOGIT_LABEL, ylabel="derivative of the loss")
-    _mark_well_classified(axes, 0.0, 5.0)
+    figure, axes = _over_logits([curve.derivative(LOGITS) for curve in VARIANTS])
+    axes.set(ylim=(-1.35, 0.1), ylabel="derivative of the loss")
     finish(axes, has_legend=False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
+
+
+def _over_logits(values: Sequence[np.ndarray]) -> tuple[Figure, Axes]:
+    """Draw a curve over x_t for each of the variants."""
+    figure = new_figure(height=4.2)
+    axes = figure.add_subplot()
+    for i, (curve, y) in enumerate(zip(VARIANTS, values, strict=True)):
+        axes.plot(LOGITS, y, label=curve.label, lw=1.8, **line_look(i))
+    axes.set(xlim=(-5, 5), xlabel=LOGIT_LABEL)
+    _mark_well_classified(axes, 0.0, 5.0)
+    return figure, axes
 
 
 def _mark_well_classified(axes: Axes, low: float, high: float) -> None:

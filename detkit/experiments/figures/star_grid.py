@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PAPER_EFFECTIVE_AP = 33.5  # Figure 7: "models converged and with AP over 33.5"
 _MARGIN = 0.5  # points below the focal loss that count as effective, where no limit is given; the paper's 34.0 - 33.5
 _ROUNDING = 1e-6
 _EFFECTIVE, _OTHER = LINE_COLORS[0], LINE_COLORS[1]
