@@ -1,6 +1,19 @@
 """Reading and writing weights and the state of a run."""
 
-from detkit.checkpoint.checkpointer import FINAL, Checkpointer, CheckpointError, load_file
-from detkit.checkpoint.weights import LoadReport, apply_weights, load_weights
+from detkit.checkpoint.checkpointer import FINAL, Checkpointer
+from detkit.checkpoint.download import local_file
+from detkit.checkpoint.errors import CheckpointError
+from detkit.checkpoint.reading import load_file
+from detkit.checkpoint.report import LoadReport
+from detkit.checkpoint.weights import apply_weights, load_weights
 
-__all__ = ["FINAL", "CheckpointError", "Checkpointer", "LoadReport", "apply_weights", "load_file", "load_weights"]
+__all__ = [
+    "FINAL",
+    "CheckpointError",
+    "Checkpointer",
+    "LoadReport",
+    "apply_weights",
+    "load_file",
+    "load_weights",
+    "local_file",
+]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from detkit.checkpoint.errors import CheckpointError
+from detkit.checkpoint.reading import load_file
 from detkit.files import write_atomically
 from detkit.log import get_logger
 
 FINAL = "model_final.pth"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read; the message names the file."""
 
 
 class Checkpointer:
@@ -68,26 +65,3 @@ class Checkpointer:
         if damaged:
             raise CheckpointError(f"{self.folder}: none of its {len(damaged)} checkpoints can be read; start a new run")
         return None
-
-
-def load_file(path: Path | str) -> dict[str, Any]:
-    """Read a file that torch.save wrote, tensors and plain containers only, its checksums verified.
-
-    Raises CheckpointError naming the file: missing, cut off, a byte changed, or holding anything but data.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise CheckpointError(f"{path}: damaged (the checksum of '{broken}' is wrong)")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # zipfile, zlib, torch and pickle raise many kinds for a damaged file
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(
-            f"{path}: cannot be read as a file of weights ({type(error).__name__}: {reason})"
-        ) from error

@@ -3,124 +3,203 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from detkit.checkpoint.checkpointer import CheckpointError, load_file
+from detkit.checkpoint.architecture import describe_backbone, foreign_blocks
+from detkit.checkpoint.dialects import BACKBONE, IMPLIED, Translation, guess, translate
+from detkit.checkpoint.download import local_file
+from detkit.checkpoint.errors import CheckpointError
+from detkit.checkpoint.expectations import differences
+from detkit.checkpoint.reading import load_file
+from detkit.checkpoint.report import LoadReport, TensorRow
 from detkit.log import get_logger
 
-_BACKBONE = "backbone.bottom_up."
-
-
-@dataclass
-class LoadReport:
-    """What load_weights did: names that were loaded, and reasons by name for those skipped or missing."""
-
-    path: str
-    loaded: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    class_names: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        text = f"{self.path}: {len(self.loaded)} tensors loaded"
-        for label, names in (("skipped", self.skipped), ("missing", self.missing)):
-            if names:
-                first = ", ".join(f"{name} ({why})" for name, why in list(names.items())[:3])
-                text += f", {len(names)} {label}: {first}{', ...' if len(names) > 3 else ''}"
-        return text
+KeyMap = Callable[[str], str | None]
+_CONTAINERS = ("model", "state_dict", "blobs", "model_state")  # ours and detectron2's, Lightning's, Detectron's, pycls'
+_COUNTER = "num_batches_tracked"
 
 
 def load_weights(
     detector: nn.Module,
     path: Path | str,
     *,
-    key_map: Callable[[str], str | None] | None = None,
+    key_map: KeyMap | None = None,
     class_names: Sequence[str] | None = None,
 ) -> LoadReport:
-    """Load weights from a local `.pth` into a detector, as far as names and shapes agree.
+    """Load weights into a detector as far as names and shapes agree, and say what happened to each tensor.
 
-    The file holds tensors by name, at the top or below "model" (a checkpoint of ours): a whole detector's, or a
-    backbone's alone with or without the prefix `backbone.bottom_up.`. `key_map` turns a name of the file into ours, or
-    None to skip it. The detector's `class_layers` are skipped where their number of classes differs, or where
-    `class_names` are given and the file's are others. Any other wrong shape, and a file that fills less than half of
-    the backbone, is a CheckpointError: nothing is changed then.
+    `path` is a file or an address (`https://...`, `detectron2://...`), which is fetched into the cache first. What the
+    file is, its content tells: a checkpoint of ours or of detectron2, whole or a backbone alone; torchvision's ResNets
+    and RetinaNets; Detectron's (Caffe2) backbones and RetinaNets; as a file of torch.save, a pickle of arrays or
+    safetensors. `key_map` replaces the recognition: it turns a name of the file into ours, or None to skip it.
+
+    The detector's `class_layers` start anew where their number of classes differs, or where `class_names` are given and
+    the file's are others. Any other wrong shape, blocks of a deeper backbone, and a file that fills less than half of
+    the backbone are a CheckpointError: nothing is changed then.
     """
-    return apply_weights(detector, load_file(path), source=path, key_map=key_map, class_names=class_names)
+    content = load_file(local_file(path))
+    return apply_weights(detector, content, source=path, key_map=key_map, class_names=class_names)
 
 
 def apply_weights(
-    detector: nn.Module,
+    detector: Any,
     content: Any,
     *,
     source: Path | str,
-    key_map: Callable[[str], str | None] | None = None,
+    key_map: KeyMap | None = None,
     class_names: Sequence[str] | None = None,
 ) -> LoadReport:
     """Do what load_weights does with what load_file returned; `source` names it in messages."""
-    tensors = _tensors(content, source)
-    report = LoadReport(str(source), class_names=tuple(content.get("class_names", ())))
     target = detector.state_dict()
-    renamed = _rename(tensors, target, key_map, report)
-    class_layers = tuple(f"{name}." for name in getattr(detector, "class_layers", ()))
-    others = bool(class_names and report.class_names and tuple(class_names) != report.class_names)
-    chosen: dict[str, Tensor] = {}
-    for name, tensor in renamed.items():
-        if name not in target:
-            report.skipped[name] = "no such name in the detector"
-        elif name.startswith(class_layers) and tensor.shape != target[name].shape:
-            report.skipped[name] = f"another number of classes: {list(tensor.shape)} -> {list(target[name].shape)}"
-        elif name.startswith(class_layers) and others:
-            report.skipped[name] = f"other classes: {', '.join(report.class_names[:5])}, ..."
-        elif tensor.shape == target[name].shape:
-            chosen[name] = tensor
-        else:
-            want, got = list(target[name].shape), list(tensor.shape)
-            raise CheckpointError(f"{source}: '{name}' has shape {got}, and this config's detector has {want}")
-    _refuse_strangers(chosen, target, source)
-    report.loaded = sorted(chosen)
-    report.missing = {name: "not in the file" for name in target if name not in renamed}
+    try:
+        translation = translated(tensors_in(content, source), key_map)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    _place_backbone(translation, target)
+    _add_constant_statistics(translation, target)
+    names = tuple(content.get("class_names") or ()) if isinstance(content, dict) else ()
+    report = LoadReport(str(source), translation.format, class_names=names)
+    others = bool(class_names and names and tuple(class_names) != names)
+    chosen = _choose(detector, target, translation, report, f"other classes: {_some(names)}" if others else "")
+    _refuse_strangers(chosen, target, translation, source)
+    report.notes = differences(detector, translation.expects)
     detector.load_state_dict(chosen, strict=False)
-    get_logger(__name__).info("weights: %s", report)
+    if report.changed_classes and hasattr(detector, "reset_class_layers"):
+        detector.reset_class_layers()
+    _say(report)
     return report
 
 
-def _tensors(content: Any, path: Path | str) -> dict[str, Tensor]:
-    state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not tensors by name")
-    tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+def tensors_in(content: Any, source: Path | str) -> dict[str, Tensor]:
+    """Return the tensors by name of what load_file returned, at the top or in one of the usual containers."""
+    found = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)), content)
+    tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
-        raise CheckpointError(f"{path}: holds no tensors by name")
+        raise CheckpointError(f"{source}: holds no tensors by name")
     return tensors
 
 
-def _rename(
-    source: dict[str, Tensor],
-    target: dict[str, Tensor],
-    key_map: Callable[[str], str | None] | None,
-    report: LoadReport,
-) -> dict[str, Tensor]:
-    bare_backbone = not any(name in target for name in source) and any(_BACKBONE + name in target for name in source)
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in source.items():
-        new = key_map(name) if key_map else _BACKBONE + name if bare_backbone else name
-        if new is None:
-            report.skipped[name] = "left out by the key map"
+def translated(tensors: dict[str, Tensor], key_map: KeyMap | None) -> Translation:
+    """Return the tensors under our names, by a key map or by the dialect of their names."""
+    if key_map is None:
+        return translate(tensors)
+    result = Translation("names by a key map")
+    for name, tensor in tensors.items():
+        target = key_map(name)
+        if target is None:
+            result.skipped[name] = "left out by the key map"
         else:
-            renamed[new] = tensor
-    return renamed
+            result.add(target, name, tensor)
+    return result
 
 
-def _refuse_strangers(chosen: dict[str, Tensor], target: dict[str, Tensor], path: Path | str) -> None:
-    backbone = [name for name in target if name.startswith(_BACKBONE)] or list(target)
-    found = sum(name in chosen for name in backbone)
-    if found * 2 < len(backbone):
-        example = next(iter(backbone))
+def _place_backbone(translation: Translation, target: dict[str, Tensor]) -> None:
+    """Put the tensors of a bottom-up network alone, named as such, to where it stands in a detector."""
+    tensors = translation.tensors
+    if not any(name in target for name in tensors) and any(BACKBONE + name in target for name in tensors):
+        translation.tensors = {BACKBONE + name: tensor for name, tensor in tensors.items()}
+        translation.sources = {BACKBONE + name: source for name, source in translation.sources.items()}
+        translation.format = "a backbone"
+
+
+def _add_constant_statistics(translation: Translation, target: dict[str, Tensor]) -> None:
+    """Add mean 0 and variance 1 of norms that a file holds without them (detectron2's first files)."""
+    for name, wanted in target.items():
+        stem, _, part = name.rpartition(".")
+        is_statistic = part in ("running_mean", "running_var") and name not in translation.tensors
+        if is_statistic and f"{stem}.weight" in translation.tensors:
+            translation.add(name, IMPLIED, torch.full_like(wanted, float(part == "running_var")))
+
+
+def _choose(
+    detector: nn.Module, target: dict[str, Tensor], translation: Translation, report: LoadReport, other_classes: str
+) -> dict[str, Tensor]:
+    """Return the tensors to load, and write the rows of the report."""
+    class_layers = tuple(f"{name}." for name in getattr(detector, "class_layers", ()))
+    chosen: dict[str, Tensor] = {}
+    for name, tensor in translation.tensors.items():
+        source, is_class_layer = translation.sources[name], name.startswith(class_layers)
+        if name not in target:
+            why = "a counter that a frozen norm lacks" if name.endswith(_COUNTER) else "no such name in the detector"
+            report.rows.append(TensorRow(source, "", "skipped", why))
+        elif is_class_layer and (other_classes or tensor.shape != target[name].shape):
+            why = other_classes or f"another number of classes: {_shape(tensor)} -> {_shape(target[name])}"
+            report.rows.append(TensorRow(source, name, "skipped", why))
+            _say_classes(detector, name, tensor, target[name], report, other_classes)
+        elif tensor.shape != target[name].shape:
+            raise _wrong_shape(name, tensor, target, translation, report.path)
+        else:
+            chosen[name] = tensor
+            report.rows.append(TensorRow(source, name, "loaded", ""))
+    report.rows += [TensorRow(name, "", "skipped", why) for name, why in translation.skipped.items()]
+    absent = [name for name in target if name not in translation.tensors]
+    report.rows += [TensorRow("", name, "missing", "not in the file") for name in absent]
+    return chosen
+
+
+def _say_classes(
+    detector: nn.Module, name: str, tensor: Tensor, wanted: Tensor, report: LoadReport, other_classes: str
+) -> None:
+    """Write the sentence on a class layer that starts anew, once for its weight and bias."""
+    layer = name.rpartition(".")[0]
+    if any(text.startswith(f"{layer}:") for text in report.changed_classes):
+        return
+    anchors = max(getattr(getattr(detector, "anchors", None), "num_anchors", (1,)))
+    counts = f"{len(tensor) / anchors:g} -> {len(wanted) / anchors:g} classes"
+    again = "re-initialised with the prior" if hasattr(detector, "reset_class_layers") else "left as it was"
+    report.changed_classes.append(f"{layer}: {other_classes or counts}, {again}")
+
+
+def _wrong_shape(
+    name: str, tensor: Tensor, target: dict[str, Tensor], translation: Translation, source: str
+) -> CheckpointError:
+    text = f"{source}: '{name}' has shape {_shape(tensor)}, and this config's detector has {_shape(target[name])}"
+    return CheckpointError(text + _compared(translation, target))
+
+
+def _refuse_strangers(
+    chosen: dict[str, Tensor], target: dict[str, Tensor], translation: Translation, source: Path | str
+) -> None:
+    """Raise CheckpointError where the file is of another backbone: deeper, or not this one at all."""
+    blocks = foreign_blocks(translation.tensors, target)
+    if blocks:
         raise CheckpointError(
-            f"{path}: fills only {found} of the {len(backbone)} tensors of the backbone (expected names such as "
-            f"'{example}'): is it of another architecture, or of another library?"
+            f"{source}: has blocks that the detector lacks ({blocks[0]}, ...)" + _compared(translation, target)
         )
+    backbone = [name for name in target if name.startswith(BACKBONE)] or list(target)
+    found = sum(name in chosen for name in backbone)
+    if found * 2 >= len(backbone):
+        return
+    owner = guess([*translation.tensors, *translation.skipped])
+    looks = f". This looks like {owner} file, by names such as '{next(iter(translation.tensors), '')}'" if owner else ""
+    raise CheckpointError(
+        f"{source}: fills only {found} of the {len(backbone)} tensors of the backbone (expected names such as "
+        f"'{next(iter(backbone))}'){looks}{_compared(translation, target)}. Give the file of another architecture its "
+        "own config; names of another library can be turned into ours by load_weights(..., key_map=...)"
+    )
+
+
+def _compared(translation: Translation, target: dict[str, Tensor]) -> str:
+    theirs, ours = describe_backbone(translation.tensors), describe_backbone(target)
+    if not theirs or not ours or theirs == ours:
+        return ""
+    return f". This looks like {theirs}, and the config's backbone is {ours} (MODEL.BACKBONE.ResNet.*)"
+
+
+def _say(report: LoadReport) -> None:
+    logger = get_logger(__name__)
+    logger.info("weights: %s", report)
+    for note in report.notes:
+        logger.warning("weights: %s: %s", report.path, note)
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -59,7 +59,7 @@ def _add_run(cfg: CfgNode) -> None:
 def _add_model(model: CfgNode) -> None:
     model.declare_slot("DETECTOR", registry.DETECTORS, "RetinaNet", "The detector.")
     model.declare(
-        "WEIGHTS", "", str, "File of weights to start from (.pth); empty: from scratch. Written checkpoints work too."
+        "WEIGHTS", "", str, "Weights to start from: a file, https://..., detectron2://...; empty: from scratch."
     )
     model.declare_slot("BACKBONE", registry.BACKBONES, "ResNet", "The bottom-up network.")
     model.declare_slot("NECK", registry.NECKS, "FPN", "The pyramid on top of the backbone.")

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from detkit.checkpoint import CheckpointError, apply_weights, load_file, load_weights
+from detkit.checkpoint import CheckpointError, apply_weights, load_file, local_file
 from detkit.config import CfgNode, ConfigError
 from detkit.modeling import build_detector
 from detkit.modeling.layers import FrozenBatchNorm2d
 from detkit.registry import open_dataset
 
 _WAYS = (
-    "Put ImageNet weights there (a .pth with this library's names), or train from scratch: MODEL.WEIGHTS '' "
+    "Two ways out: put a file of weights there (docs/weights.md), or train from scratch: MODEL.WEIGHTS '' "
     "MODEL.BACKBONE.ResNet.NORM BN MODEL.BACKBONE.ResNet.FREEZE_AT 0, as configs/*_scratch.yaml do."
 )
 
@@ -38,11 +38,11 @@ def load_starting_weights(cfg: CfgNode, detector: nn.Module, class_names: Sequen
 
     Raises ConfigError where there is no such file, or where frozen layers would keep random values.
     """
-    require_weights_file(cfg)
     weights = cfg.MODEL.WEIGHTS
-    report = load_weights(detector, weights, class_names=class_names) if weights else None
+    file = weights_file(cfg)
+    report = apply_weights(detector, load_file(file), source=weights, class_names=class_names) if file else None
     frozen = frozen_names(detector)
-    random = sorted(frozen if report is None else frozen & report.missing.keys())
+    random = sorted(frozen if report is None else frozen & report.kept.keys())
     if random and report is None:
         raise ConfigError(
             "the backbone has frozen layers (frozen norm or FREEZE_AT > 0), which would stay random: MODEL.WEIGHTS is "
@@ -52,11 +52,20 @@ def load_starting_weights(cfg: CfgNode, detector: nn.Module, class_names: Sequen
         raise ConfigError(f"{weights}: frozen layers would stay random: {', '.join(random[:3])}, ... {_WAYS}")
 
 
-def require_weights_file(cfg: CfgNode) -> None:
-    """Raise ConfigError where MODEL.WEIGHTS names a file that is not there."""
-    weights = cfg.MODEL.WEIGHTS
-    if weights and not Path(weights).is_file():
-        raise ConfigError(f"MODEL.WEIGHTS: there is no file {weights} (URLs and .pkl are not read). {_WAYS}")
+def weights_file(cfg: CfgNode) -> Path | None:
+    """Return the file of MODEL.WEIGHTS, fetched if it is an address, or None where it is empty.
+
+    Raises ConfigError where it is not there or cannot be fetched.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        return None
+    try:
+        path = local_file(cfg.MODEL.WEIGHTS)
+    except CheckpointError as error:
+        raise ConfigError(f"MODEL.WEIGHTS: {error}. {_WAYS}") from error
+    if not path.is_file():
+        raise ConfigError(f"MODEL.WEIGHTS: there is no file {path}. {_WAYS}")
+    return path
 
 
 def detector_with_weights(cfg: CfgNode, content: Any = None) -> tuple[nn.Module, tuple[str, ...]]:
@@ -66,12 +75,12 @@ def detector_with_weights(cfg: CfgNode, content: Any = None) -> tuple[nn.Module,
     the network, or holds one of another shape, is a CheckpointError.
     """
     source = cfg.MODEL.WEIGHTS
-    content = load_file(source) if content is None else content
+    content = load_file(local_file(source)) if content is None else content
     class_names = _class_names(cfg, content)
     with values_are_the_configs():
         detector = build_detector(cfg, num_classes=len(class_names))
     report = apply_weights(detector, content, source=source)
-    lacking = [*_of_the_network(report.missing), *(name for name in report.skipped if name in detector.state_dict())]
+    lacking = _of_the_network(report.kept)
     if lacking:
         raise CheckpointError(
             f"not all weights of the detector are there ({lacking[0]}, ...): {report}. Is this the config that they "

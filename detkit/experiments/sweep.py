@@ -16,7 +16,7 @@ import torch
 from detkit.config import CfgNode, ConfigError
 from detkit.engine.run_folder import TIMING
 from detkit.engine.signals import StopSignal
-from detkit.engine.starting_weights import require_weights_file, values_are_the_configs
+from detkit.engine.starting_weights import values_are_the_configs, weights_file
 from detkit.experiments.claims import matches
 from detkit.experiments.records import Record, Records, digest_of
 from detkit.experiments.slots import HELD, OUTPUT, STOPPED, Slots, Started
@@ -131,7 +131,7 @@ class Study:
                 for name in (*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST):
                     if name not in counts:
                         counts[name] = len(open_dataset(name).load().class_names)
-                require_weights_file(run.cfg)
+                weights_file(run.cfg)
                 with torch.device("meta"):
                     build_detector(run.cfg, num_classes=counts[run.cfg.DATASETS.TRAIN[0]])
 

@@ -118,6 +118,10 @@ class RetinaNet(nn.Module):
         divisor = self.backbone.size_divisibility
         return F.pad(x_N3HW, (0, -width % divisor, 0, -height % divisor))
 
+    def reset_class_layers(self) -> None:
+        """Give the layers named in `class_layers` fresh weights: the prior, and N(0, 0.01)."""
+        self.head.reset_cls_score()
+
     @torch.no_grad()
     def assign(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return the anchors [R, 4] of a batch, their labels [N, R] and ground truths [N, R], without the network."""

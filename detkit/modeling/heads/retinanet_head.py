@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from detkit.modeling.layers import check_counts, make_norm
@@ -44,15 +45,26 @@ class RetinaNetHead(nn.Module):
         self.bbox_subnet = _subnet(in_channels, width, num_convs, norm)
         self.cls_score = nn.Conv2d(width, num_anchors * num_logits, 3, padding=1)
         self.bbox_pred = nn.Conv2d(width, num_anchors * 4, 3, padding=1)
+        self._prior_bias = None if prior_bias is None else torch.tensor(prior_bias).repeat(num_anchors)
         self._initialise()
-        if prior_bias is not None:
-            self.cls_score.bias = nn.Parameter(self.cls_score.weight.new_tensor(prior_bias).repeat(num_anchors))
 
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.normal_(module.weight, std=_INIT_STD)
                 nn.init.zeros_(module.bias)
+        self._start_from_prior()
+
+    def reset_cls_score(self) -> None:
+        """Give the last layer of the classification subnet fresh weights."""
+        nn.init.normal_(self.cls_score.weight, std=_INIT_STD)
+        self._start_from_prior()
+
+    @torch.no_grad()
+    def _start_from_prior(self) -> None:
+        bias = self.cls_score.bias
+        assert bias is not None
+        bias.zero_() if self._prior_bias is None else bias.copy_(self._prior_bias)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return logits [N, H*W*A, K'] and box deltas [N, H*W*A, 4] of every level [N, C, H, W]."""

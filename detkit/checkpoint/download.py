@@ -1,0 +1,213 @@
+"""Files of weights from the net: fetched once into the cache, whole or not at all, over HTTPS only."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from detkit.checkpoint.errors import CheckpointError
+from detkit.files import cache_folder, locked
+from detkit.log import get_logger
+
+DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"  # what detectron2:// stands for
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")  # torchvision's: the start of the SHA-256
+_TRIES = 3
+_TIMEOUT = 30  # seconds without a byte
+_CHUNK = 1 << 20
+
+
+class DownloadError(CheckpointError):
+    """A file that could not be fetched; the message says where it can be put by hand."""
+
+
+def local_file(source: Path | str) -> Path:
+    """Return the local file of a path or an address; an address is fetched into the cache, unless it is there.
+
+    Addresses begin with `https://` or `detectron2://`, and may end in `#sha256=<hex>`, which is then checked.
+    Raises DownloadError where that fails, and CheckpointError for an address of another kind.
+    """
+    text = str(source)
+    if not re.match(r"[A-Za-z][\w+.-]+:/", text):
+        return Path(source)
+    text = re.sub(r"^([A-Za-z][\w+.-]+):/+", r"\1://", text)  # a Path has lost one of the slashes
+    url, _, fragment = text.partition("#")
+    url = DETECTRON2 + url.removeprefix("detectron2://") if url.startswith("detectron2://") else url
+    if not url.startswith("https://"):
+        raise CheckpointError(
+            f"{source}: weights are fetched by https:// (or detectron2://) only; or give a local file"
+        )
+    target = cache_path(url)
+    if not target.is_file():
+        fetch(url, target, digest=_digest(url, fragment, str(source)))
+    return target
+
+
+def cache_path(url: str) -> Path:
+    """Return where the file of an address is kept: `<cache>/weights/<host>/<path>`, or the DownloadError of none."""
+    parts = urllib.parse.urlsplit(url)
+    steps = [urllib.parse.unquote(step) for step in parts.path.split("/") if step]
+    safe = [re.sub(r"[^\w.+=@-]", "_", step) for step in (parts.netloc, *steps)]
+    if len(safe) < 2 or any(step in (".", "..") for step in safe):
+        raise CheckpointError(f"{url}: is not the address of a file")
+    return cache_folder().joinpath("weights", *safe)
+
+
+def fetch(url: str, target: Path, *, digest: str = "", schemes: Sequence[str] = ("https",)) -> None:
+    """Fetch a file: to `<target>.part`, continued where an earlier try broke off, checked, then renamed.
+
+    `digest` is the start of its SHA-256, or "" to check the length only. Redirections stay within `schemes`. Other
+    processes that want the same file wait.
+    """
+    part = target.with_name(f"{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target.with_name(f"{target.name}.lock")):
+            if target.is_file():  # another process was faster
+                return
+            _fetch_all(url, part, _opener(schemes))
+            _check(url, part, digest)
+            os.replace(part, target)
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(
+            f"{url}: not fetched ({_reason(error)}). Without the net: put the file to {target}, or name another place "
+            "of it by MODEL.WEIGHTS"
+        ) from error
+    get_logger(__name__).info("weights: %s is kept as %s", url, target)
+
+
+def _fetch_all(url: str, part: Path, opener: urllib.request.OpenerDirector) -> None:
+    for attempt in range(_TRIES):
+        try:
+            _fetch_rest(url, part, opener)
+            return
+        except (OSError, http.client.HTTPException) as error:
+            is_final = isinstance(error, urllib.error.HTTPError) and error.code < 500 or _is_full(error)
+            if is_final or attempt == _TRIES - 1:
+                raise
+            get_logger(__name__).warning("weights: %s broke off (%s), trying again", url, _reason(error))
+            time.sleep(2**attempt)
+
+
+def _fetch_rest(url: str, part: Path, opener: urllib.request.OpenerDirector) -> None:
+    """Fetch what `part` lacks; all of it where the server does not continue the same file."""
+    validator = part.with_name(f"{part.name}.etag")
+    have = part.stat().st_size if part.is_file() and validator.is_file() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "detkit", "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", validator.read_text())
+    try:
+        response = opener.open(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        part.unlink()  # longer than the file is: begin anew
+        raise ConnectionError("what was there of it did not fit") from error
+    with response:
+        start = have if response.status == 206 and _starts_at(response, have) else 0
+        whole = start + int(response.headers.get("Content-Length") or -1 - start)
+        _need_space(part, whole - start)
+        tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        _remember(validator, "" if tag.startswith("W/") else tag)
+        with part.open("r+b" if start else "wb") as file:
+            file.seek(start)
+            _copy(response, file, start, whole, part.name.removesuffix(".part"))
+    validator.unlink(missing_ok=True)
+
+
+def _copy(response: Any, file: BinaryIO, have: int, whole: int, name: str) -> None:
+    """Copy a response to its end, and say how far it is, a line for every tenth."""
+    logger, said = get_logger(__name__), 0
+    while chunk := response.read(_CHUNK):
+        file.write(chunk)
+        have += len(chunk)
+        if whole > 0 and have * 10 // whole > said:
+            said = have * 10 // whole
+            logger.info("fetching %s: %.0f of %.0f MB", name, have / 1e6, whole / 1e6)
+    file.truncate()
+    file.flush()
+    os.fsync(file.fileno())
+    if whole >= 0 and have != whole:
+        raise ConnectionError(f"{have} of {whole} bytes came")
+
+
+def _check(url: str, part: Path, digest: str) -> None:
+    if not digest:
+        return
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+    if not found.startswith(digest):
+        part.unlink()
+        raise DownloadError(f"{url}: what came has the SHA-256 {found}, and should begin with {digest}; it was dropped")
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _digest(url: str, fragment: str, source: str) -> str:
+    if fragment:
+        match = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
+        if not match:
+            raise CheckpointError(f"{source}: '#{fragment}' is not #sha256=<8 to 64 hexadecimal digits>")
+        return match[1].lower()
+    match = _HASH_IN_NAME.search(urllib.parse.urlsplit(url).path)
+    return match[1] if match else ""
+
+
+class _StayWithin(urllib.request.HTTPRedirectHandler):
+    """Follows a redirection only to an address of the same schemes."""
+
+    def __init__(self, schemes: Sequence[str]) -> None:
+        self._schemes = schemes
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """Return the request of a redirection."""
+        if urllib.parse.urlsplit(newurl).scheme not in self._schemes:
+            raise ConnectionError(f"it leads to {newurl}, which is not {' or '.join(self._schemes)}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener(schemes: Sequence[str]) -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_StayWithin(schemes))
+
+
+def _starts_at(response: Any, start: int) -> bool:
+    return (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-")
+
+
+def _remember(validator: Path, tag: str) -> None:
+    """Keep what names this version of the file, without which a broken-off one is not continued."""
+    if tag:
+        validator.write_text(tag)
+    else:
+        validator.unlink(missing_ok=True)
+
+
+def _need_space(part: Path, count: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if count > free:
+        raise OSError(28, f"{count / 1e6:.0f} MB are needed in {part.parent}, and {free / 1e6:.0f} MB are free")
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno == 28 or "which is not" in str(error)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answers {error.code} {error.reason}"
+    return str(getattr(error, "reason", None) or error or type(error).__name__)

@@ -1,0 +1,151 @@
+"""Files of `torch.save`: looked through as data first, then loaded by torch with `weights_only=True`.
+
+The look makes sure that a file cannot run code, nor claim more memory than it is long: no compressed or overlapping
+members, no tensor with more elements than its storage, no storage larger than its bytes in the file.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import torch
+
+from detkit.checkpoint.arrays import ARRAY_CALLS, PickledDict, only_a_name
+from detkit.checkpoint.data_pickle import BoundedFile, Name, UnsafePickleError, read_pickle
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch.save wrote first until 1.6
+_MOST_MEMBERS = 200_000
+_BYTES_OF = {
+    **{"torch.DoubleStorage": 8, "torch.LongStorage": 8, "torch.FloatStorage": 4, "torch.IntStorage": 4},
+    **{"torch.HalfStorage": 2, "torch.BFloat16Storage": 2, "torch.ShortStorage": 2},
+    **{"torch.CharStorage": 1, "torch.ByteStorage": 1, "torch.BoolStorage": 1, "torch.storage.UntypedStorage": 1},
+}
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+def load_zip(file: BinaryIO, size: int) -> Any:
+    """Return the content of a file in torch's format since 1.6, a zip archive; tensors are on the CPU."""
+    with zipfile.ZipFile(file) as archive:
+        members = _members(archive, size)
+        pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+        if any(name.endswith("/constants.pkl") for name in members):
+            raise UnsafePickleError("a TorchScript program, which is code; save its state_dict() with torch.save")
+        if len(pickles) != 1:
+            raise UnsafePickleError(f"a zip archive that torch.save did not write (it holds {_some(members)})")
+        broken = archive.testzip()
+        if broken is not None:
+            raise UnsafePickleError(f"damaged (the checksum of '{broken}' is wrong)")
+        folder = pickles[0].removesuffix("data.pkl")
+        content = archive.read(pickles[0])
+
+    def check_storage(reference: Any) -> _Storage:
+        kind, key, count = _storage_of(reference, 5)
+        member = members.get(f"{folder}data/{key}")
+        if member is None or member.file_size != count * _BYTES_OF[kind]:
+            raise UnsafePickleError(f"damaged: storage '{str(key)[:20]}' is not the {count} elements that it should be")
+        return _Storage(count)
+
+    read_pickle(BoundedFile(io.BytesIO(content), len(content)), _TORCH_CALLS, persistent=check_storage)
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def load_legacy(file: BinaryIO, size: int) -> Any:
+    """Return the content of a file in torch's format until 1.6: five pickles, then the bytes of the storages."""
+    storages: dict[str, int] = {}
+
+    def check_storage(reference: Any) -> _Storage:
+        kind, key, count = _storage_of(reference, 6)
+        if reference[5] is not None:
+            raise UnsafePickleError("it shares storages in the way of torch 0.1; save it anew with a torch since 1.6")
+        if storages.setdefault(key, 8 + count * _BYTES_OF[kind]) != 8 + count * _BYTES_OF[kind]:
+            raise UnsafePickleError(f"damaged: storage '{str(key)[:20]}' has two sizes")
+        return _Storage(count)
+
+    rest = BoundedFile(file, size)
+    if read_pickle(rest, {}) != LEGACY_MAGIC:
+        raise UnsafePickleError("damaged: it does not begin as torch's files do")
+    for _ in range(2):
+        read_pickle(rest, {})
+    read_pickle(rest, _TORCH_CALLS, persistent=check_storage)
+    keys = read_pickle(rest, {})
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+        raise UnsafePickleError("damaged: the storages are not those that its tensors name")
+    if file.tell() + sum(storages.values()) > size:
+        raise UnsafePickleError(f"cut off or damaged: its storages have {sum(storages.values())} bytes")
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+class _Storage:
+    """How many elements a storage has."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by name, refused where they could expand, hide one another or be read in two ways."""
+    infos = archive.infolist()
+    if len(infos) > _MOST_MEMBERS:
+        raise UnsafePickleError(f"{len(infos)} members; files of torch.save have one for each tensor")
+    for info in infos:
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise UnsafePickleError(f"'{info.filename[:40]}' is compressed, which torch.save never does (a zip bomb?)")
+        if info.flag_bits & 1:
+            raise UnsafePickleError(f"'{info.filename[:40]}' is encrypted")
+    if sum(info.file_size for info in infos) > size:
+        raise UnsafePickleError("its members overlap (a zip bomb?)")
+    if len({info.filename.lower() for info in infos}) != len(infos):
+        raise UnsafePickleError("two members have the same name")
+    return {info.filename: info for info in infos}
+
+
+def _storage_of(reference: Any, parts: int) -> tuple[str, Any, int]:
+    """Return kind, key and number of elements of a reference ("storage", kind, key, place, elements, ...)."""
+    if not isinstance(reference, tuple) or len(reference) != parts or reference[0] != "storage":
+        raise UnsafePickleError("it refers to something that is no storage of a tensor")
+    _, kind, key, _, count = reference[:5]
+    if not isinstance(kind, Name) or kind.text not in _BYTES_OF or not isinstance(key, str):
+        raise UnsafePickleError("damaged: a storage without a type or a key")
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise UnsafePickleError(f"damaged: a storage of {str(count)[:20]} elements")
+    return kind.text, key, count
+
+
+def _check_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> None:
+    """Refuse a tensor that reaches beyond its storage, or has more elements than that (an expanded view)."""
+    whole = (offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else (-1,)
+    if not isinstance(storage, _Storage) or not all(isinstance(n, int) and n >= 0 for n in whole):
+        raise UnsafePickleError("damaged: a tensor without storage, shape or strides")
+    if len(shape) != len(stride) or len(shape) > 16:
+        raise UnsafePickleError(f"damaged: a tensor of {len(shape)} dimensions and {len(stride)} strides")
+    elements, last = 1, offset
+    for side, step in zip(shape, stride, strict=True):
+        elements, last = elements * side, last + max(side - 1, 0) * step
+    if elements > storage.count or (elements and last >= storage.count):
+        raise UnsafePickleError(f"a tensor of shape {list(shape)[:8]} whose storage has {storage.count} elements")
+
+
+def _same(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _some(members: dict[str, zipfile.ZipInfo]) -> str:
+    names = ", ".join(repr(name[:40]) for name in list(members)[:3])
+    return f"{names}, ..." if len(members) > 3 else names or "nothing"
+
+
+_TORCH_CALLS: dict[str, Callable[..., Any]] = {
+    **{name: call for name, call in ARRAY_CALLS.items() if name.startswith(("_codecs", "collections"))},
+    "collections.Counter": PickledDict,
+    "torch._utils._rebuild_tensor_v2": _check_tensor,
+    "torch._utils._rebuild_parameter": _same,
+    "torch.Size": _same,
+    "torch.device": _same,
+    **{f"torch.{name}": only_a_name for name in _DTYPES},
+    **dict.fromkeys(_BYTES_OF, only_a_name),
+}
