@@ -37,9 +37,8 @@ def _groups(conv2: Tensor, depth: int) -> str:
     return f"t-{depth}" if len(conv2) == 64 else f"t-{depth} of width {len(conv2)}"
 
 
-def foreign_blocks(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
-    """Return blocks of the tensors that a target of fewer blocks lacks, in stages that it has."""
-    ours = {match.group(1, 2) for match in map(_BLOCK.match, target) if match}
-    stages = {stage for stage, _ in ours}
-    theirs = [match.group(1, 2) for match in map(_BLOCK.match, tensors) if match]
-    return [f"{stage}.{block}" for stage, block in theirs if stage in stages and (stage, block) not in ours]
+def differing_blocks(tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[str]:
+    """Return the blocks that only one of the two has, in stages that both have: a shallower or deeper network."""
+    theirs, ours = ({m.group(1, 2) for m in map(_BLOCK.match, names) if m} for names in (tensors, target))
+    stages = {stage for stage, _ in theirs} & {stage for stage, _ in ours}
+    return [f"{stage}.{block}" for stage, block in sorted(theirs ^ ours) if stage in stages]

@@ -208,7 +208,10 @@ class _Machine:
 
     def _push_name(self, text: str) -> None:
         if text not in self._calls:
-            raise UnsafePickleError(f"it names {text[:80]!r}, which is code, not data; such files are never run")
+            raise UnsafePickleError(
+                f"it names {text[:80]!r}, which weights are not made of; code in a file is never run (a model that was "
+                "saved whole? save its state_dict() instead)"
+            )
         self._stack.append(Name(text, self._calls[text]))
 
     def _do_reduce(self) -> None:

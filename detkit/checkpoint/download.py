@@ -133,7 +133,7 @@ def _copy(response: Any, file: BinaryIO, have: int, whole: int, name: str) -> No
         have += len(chunk)
         if whole > 0 and have * 10 // whole > said:
             said = have * 10 // whole
-            logger.info("fetching %s: %.0f of %.0f MB", name, have / 1e6, whole / 1e6)
+            logger.info("fetching %s: %.1f of %.1f MB", name, have / 1e6, whole / 1e6)
     file.truncate()
     file.flush()
     os.fsync(file.fileno())

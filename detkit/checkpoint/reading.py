@@ -67,9 +67,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{path}: cannot be opened ({reason})") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise CheckpointError(f"{path}: is not a file, but a folder, pipe or device")
     with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise CheckpointError(f"{path}: is not a file, but a folder, pipe or device")
         yield file
 
 
@@ -82,7 +83,7 @@ def _read(file: BinaryIO, size: int, path: Path) -> Any:
         return torch_file.load_zip(file, size)
     if start.startswith(_LEGACY_START):
         return torch_file.load_legacy(file, size)
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < max(size, 2):
+    if start[8:9] == b"{" and start[5:8] == b"\0\0\0":  # behind the length of a header, which is JSON
         return _safetensors(file, size)
     if start[0] == 0x80 or start[:1] in b"(}]c":
         return _pickle(file, size)
@@ -117,7 +118,7 @@ def _safetensors(file: BinaryIO, size: int) -> dict[str, Any]:
         raise UnsafePickleError(f"cut off or damaged: a header of {length} bytes in a file of {size}")
     metadata = json.loads(file.read(length)).get("__metadata__") or {}
     file.seek(0)
-    content: dict[str, Any] = {"model": load(file.read())}
+    content: dict[str, Any] = {"model": dict(sorted(load(file.read()).items()))}
     if "class_names" in metadata:
         content["class_names"] = [str(name) for name in json.loads(metadata["class_names"])]
     if "config" in metadata:

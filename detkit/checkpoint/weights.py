@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detkit.checkpoint.architecture import describe_backbone, foreign_blocks
+from detkit.checkpoint.architecture import describe_backbone, differing_blocks
 from detkit.checkpoint.dialects import BACKBONE, IMPLIED, Translation, guess, translate
 from detkit.checkpoint.download import local_file
 from detkit.checkpoint.errors import CheckpointError
@@ -38,7 +38,7 @@ def load_weights(
     safetensors. `key_map` replaces the recognition: it turns a name of the file into ours, or None to skip it.
 
     The detector's `class_layers` start anew where their number of classes differs, or where `class_names` are given and
-    the file's are others. Any other wrong shape, blocks of a deeper backbone, and a file that fills less than half of
+    the file's are others. Any other wrong shape, a backbone of another depth, and a file that fills less than half of
     the backbone are a CheckpointError: nothing is changed then.
     """
     content = load_file(local_file(path))
@@ -164,11 +164,12 @@ def _wrong_shape(
 def _refuse_strangers(
     chosen: dict[str, Tensor], target: dict[str, Tensor], translation: Translation, source: Path | str
 ) -> None:
-    """Raise CheckpointError where the file is of another backbone: deeper, or not this one at all."""
-    blocks = foreign_blocks(translation.tensors, target)
+    """Raise CheckpointError where the file is of another backbone: of another depth, or not this one at all."""
+    blocks = differing_blocks(translation.tensors, target)
     if blocks:
         raise CheckpointError(
-            f"{source}: has blocks that the detector lacks ({blocks[0]}, ...)" + _compared(translation, target)
+            f"{source}: is of another depth than the detector (only one of them has block {blocks[0]})"
+            + _compared(translation, target)
         )
     backbone = [name for name in target if name.startswith(BACKBONE)] or list(target)
     found = sum(name in chosen for name in backbone)

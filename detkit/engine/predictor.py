@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from detkit.checkpoint import CheckpointError, load_file
+from detkit.checkpoint import CheckpointError, load_file, local_file
 from detkit.config import CfgNode, get_cfg
 from detkit.data import batch_from_samples, build_predict_transform
 from detkit.engine.device import autocast, autocast_dtype, keep_large_blocks, select_device
@@ -30,7 +30,7 @@ class Predictor:
         if isinstance(cfg_or_checkpoint, CfgNode):
             cfg = cfg_or_checkpoint
         else:
-            content = load_file(cfg_or_checkpoint)
+            content = load_file(local_file(cfg_or_checkpoint))
             cfg = _cfg_in(content, str(cfg_or_checkpoint))
         if not cfg.MODEL.WEIGHTS:
             raise CheckpointError("a Predictor needs weights: give a checkpoint, or set MODEL.WEIGHTS in the config")
@@ -63,7 +63,7 @@ class Predictor:
 
 def config_of(checkpoint: Path | str) -> CfgNode:
     """Return the config that a checkpoint of train() holds, the checkpoint its MODEL.WEIGHTS; else CheckpointError."""
-    return _cfg_in(load_file(checkpoint), str(checkpoint))
+    return _cfg_in(load_file(local_file(checkpoint)), str(checkpoint))
 
 
 def _cfg_in(content: Any, path: str) -> CfgNode:

@@ -16,10 +16,11 @@ from detkit.modeling import build_detector
 from detkit.modeling.layers import FrozenBatchNorm2d
 from detkit.registry import open_dataset
 
-_WAYS = (
-    "Two ways out: put a file of weights there (docs/weights.md), or train from scratch: MODEL.WEIGHTS '' "
-    "MODEL.BACKBONE.ResNet.NORM BN MODEL.BACKBONE.ResNet.FREEZE_AT 0, as configs/*_scratch.yaml do."
+_FROM_SCRATCH = (
+    "train from scratch: MODEL.WEIGHTS '' MODEL.BACKBONE.ResNet.NORM BN MODEL.BACKBONE.ResNet.FREEZE_AT 0, as "
+    "configs/*_scratch.yaml do"
 )
+_WAYS = f"Name weights that hold them (docs/weights.md), or {_FROM_SCRATCH}"
 
 
 @contextlib.contextmanager
@@ -62,9 +63,9 @@ def weights_file(cfg: CfgNode) -> Path | None:
     try:
         path = local_file(cfg.MODEL.WEIGHTS)
     except CheckpointError as error:
-        raise ConfigError(f"MODEL.WEIGHTS: {error}. {_WAYS}") from error
+        raise ConfigError(f"MODEL.WEIGHTS: {error}; or {_FROM_SCRATCH}") from error
     if not path.is_file():
-        raise ConfigError(f"MODEL.WEIGHTS: there is no file {path}. {_WAYS}")
+        raise ConfigError(f"MODEL.WEIGHTS: there is no file {path}. Put it there (docs/weights.md), or {_FROM_SCRATCH}")
     return path
 
 

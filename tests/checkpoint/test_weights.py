@@ -7,6 +7,7 @@ from torch import nn
 from detkit.checkpoint import CheckpointError, load_weights
 from detkit.config import get_cfg
 from detkit.modeling import build_detector
+from tests.checkpoint import foreign
 
 
 class Detector(nn.Module):
@@ -98,3 +99,135 @@ def test_the_real_detector_changes_its_number_of_classes(tmp_path):
     torch.save(build_detector(cfg, 5).state_dict(), tmp_path / "w.pth")
     report = load_weights(build_detector(cfg, 3), tmp_path / "w.pth")
     assert set(report.skipped) == {"head.cls_score.weight", "head.cls_score.bias"}
+
+
+# What is said
+
+
+def torchvision_file(path, **options):
+    torch.save(foreign.torchvision_resnet(foreign.detector(**options)), path)
+    return path
+
+
+def test_the_report_has_a_row_for_every_tensor_of_the_file_and_of_the_detector(tmp_path):
+    source, target = foreign.detector(classes=80), foreign.detector(classes=6)
+    state = {**source.state_dict(), "pixel_mean": torch.zeros(3), "strange": torch.zeros(1)}
+    del state["head.bbox_pred.bias"]
+    torch.save({"model": state}, tmp_path / "w.pth")
+    report = load_weights(target, tmp_path / "w.pth")
+    assert {row.source for row in report.rows if row.source} == set(state)
+    assert {row.target for row in report.rows if row.target} == set(target.state_dict())
+    why = {row.source or row.target: (row.status, row.why) for row in report.rows}
+    assert why["pixel_mean"] == ("skipped", "a constant of the config")
+    assert why["strange"] == ("skipped", "no such name in the detector")
+    assert why["head.bbox_pred.bias"] == ("missing", "not in the file")
+    assert why["head.cls_score.bias"] == ("skipped", "another number of classes: [720] -> [54]")
+    assert set(report.kept) == {"head.bbox_pred.bias", "head.cls_score.weight", "head.cls_score.bias"}
+    summary = str(report)
+    assert "\n" not in summary
+    assert "head.cls_score: 80 -> 6 classes, re-initialised with the prior" in summary
+    assert "a detector in detectron2's names" in summary
+    table = report.table()
+    assert len(table.splitlines()) == len(report.rows) + 2
+    assert "not in the file" in table
+
+
+def test_class_layers_start_anew_from_the_prior(tmp_path):
+    torch.save(foreign.detector(classes=80).state_dict(), tmp_path / "w.pth")
+    target = foreign.detector(classes=6)
+    before = target.head.cls_score.weight.clone()
+    load_weights(target, tmp_path / "w.pth")
+    weight, bias = target.head.cls_score.weight, target.head.cls_score.bias
+    assert torch.allclose(bias, torch.full_like(bias, -4.59512))
+    assert not torch.equal(before, weight)
+    assert 0.008 < float(weight.detach().std()) < 0.012
+
+
+@pytest.mark.parametrize(
+    ("depths", "message"),
+    [
+        ((101, 50), r"only one of them has block res4.10.*looks like ResNet-101.*backbone is ResNet-50"),
+        ((34, 50), r"has shape.*looks like ResNet-34.*backbone is ResNet-50"),
+        ((18, 34), r"only one of them has block res2.2.*looks like ResNet-18.*backbone is ResNet-34"),
+    ],
+)
+def test_a_file_of_another_depth_is_an_error_that_says_which(tmp_path, depths, message):
+    plain = ["MODEL.NECK.FPN.OUT_CHANNELS", 32]
+    source, target = (detector_of("MODEL.BACKBONE.ResNet.DEPTH", depth, *plain) for depth in depths)
+    torch.save(source.backbone.bottom_up.state_dict(), tmp_path / "w.pth")
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(target, tmp_path / "w.pth")
+    assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
+
+
+def detector_of(*overrides):
+    cfg = get_cfg()
+    cfg.merge_from_list(list(overrides))
+    return build_detector(cfg, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("bbox_head.retina_cls.weight", "mmdetection"),
+        ("model.0.conv.weight", "ultralytics"),
+        ("transformer.encoder.layers.0.linear1.weight", "DETR"),
+        ("blocks.0.attn.qkv.weight", "vision transformer"),
+        ("rpn.head.conv.weight", "Faster R-CNN"),
+        ("features.0.weight", "VGG"),
+    ],
+)
+def test_a_stranger_is_named(tmp_path, name, owner):
+    torch.save({name: torch.zeros(3)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=rf"fills only 0 of the .*This looks like .*{owner}"):
+        load_weights(foreign.detector(), tmp_path / "w.pth")
+
+
+def test_what_the_weights_were_trained_with_is_compared(tmp_path):
+    path = torchvision_file(tmp_path / "w.pth")
+    notes = load_weights(foreign.detector(), path).notes
+    assert any("RGB pictures, and INPUT.CHANNELS is BGR" in note for note in notes)
+    assert any("MODEL.PIXEL_MEAN [123.675, 116.28, 103.53]" in note for note in notes)
+    assert any("STRIDE_IN_1X1 should be false" in note for note in notes)
+    right = foreign.detector(
+        *("INPUT.CHANNELS", "RGB", "MODEL.BACKBONE.ResNet.STRIDE_IN_1X1", False),
+        *("MODEL.PIXEL_MEAN", (123.675, 116.28, 103.53), "MODEL.PIXEL_STD", (58.395, 57.12, 57.375)),
+    )
+    assert load_weights(right, path).notes == []
+
+
+def test_other_anchors_and_constants_are_said(tmp_path):
+    source = foreign.as_affine(foreign.detector())
+    path = foreign.write_pickle(tmp_path / "d1.pkl", foreign.caffe2_retinanet(source))
+    notes = load_weights(foreign.detector(), path).notes
+    assert any("trained on other anchors: on the finest level their sides differ by up to" in note for note in notes)
+    assert "configs/presets/detectron.yaml" in notes[-1]
+    old = {**source.state_dict(), "pixel_mean": torch.tensor([102.9801, 115.9465, 122.7717]).reshape(1, 3, 1, 1)}
+    torch.save({"model": old}, tmp_path / "d2.pth")
+    assert (
+        "MODEL.PIXEL_MEAN [102.9801, 115.9465, 122.7717]"
+        in load_weights(foreign.detector(), tmp_path / "d2.pth").notes[0]
+    )
+    few = foreign.detector("MODEL.ANCHORS.SCALES_PER_OCTAVE", 3)
+    old = {**few.state_dict(), "anchor_generator.cell_anchors.0": torch.zeros(3, 4)}
+    torch.save({"model": old}, tmp_path / "d3.pth")
+    assert "for 3 anchors in a cell, and the detector has 9" in load_weights(few, tmp_path / "d3.pth").notes[0]
+
+
+def test_norms_without_statistics_are_taken_as_detectron2_takes_them(tmp_path):
+    source, target = foreign.detector(), foreign.detector(seed=5)
+    state = {name: tensor for name, tensor in source.state_dict().items() if "running" not in name}
+    torch.save({"model": state}, tmp_path / "w.pth")
+    report = load_weights(target, tmp_path / "w.pth")
+    assert report.missing == {}
+    norm = target.backbone.bottom_up.stem.conv1.norm
+    assert torch.equal(norm.running_mean, torch.zeros(8))
+    assert torch.equal(norm.running_var, torch.ones(8))
+
+
+def test_two_names_for_one_place_are_an_error(tmp_path):
+    state = foreign.torchvision_resnet(foreign.detector())
+    torch.save({**state, "backbone.bottom_up.stem.conv1.weight": state["conv1.weight"]}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="are both 'backbone.bottom_up.stem.conv1.weight'"):
+        load_weights(foreign.detector(), tmp_path / "w.pth")

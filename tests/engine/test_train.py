@@ -261,7 +261,7 @@ def test_frozen_layers_without_weights_are_refused(config):
         train(config("MODEL.BACKBONE.ResNet.NORM=FrozenBN"))
     with pytest.raises(ConfigError, match=r"frozen layers"):
         train(config("MODEL.BACKBONE.ResNet.FREEZE_AT=2"))
-    with pytest.raises(ConfigError, match=r"there is no file weights/R-50.pth .*Put .*_scratch.yaml"):
+    with pytest.raises(ConfigError, match=r"there is no file weights/R-50.pth. Put it there .*_scratch.yaml"):
         train(config("MODEL.WEIGHTS=weights/R-50.pth"))
 
 

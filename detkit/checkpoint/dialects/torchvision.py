@@ -85,7 +85,8 @@ def _expectations(anchors: tuple[tuple[float, float], ...] | None, preset: str) 
 
 
 def _backbone_name(name: str) -> str:
-    return BACKBONE + _first_match(_BACKBONE_RULES, name)
+    renamed = _first_match(_BACKBONE_RULES, name)
+    return name if renamed == name else BACKBONE + renamed
 
 
 def _detector_name(name: str, has_norm: bool, is_old: bool) -> str:
