@@ -1,11 +1,11 @@
 """Configs: `get_cfg()` gives every key; YAML files and KEY VALUE pairs are merged over it, checked against types."""
 
-from detkit.config.defaults import KEYS_FREE_ON_RESUME, default_config
+from detkit.config.defaults import KEYS_ADDED, KEYS_FREE_ON_RESUME, default_config
 from detkit.config.describe import keys_as_markdown
 from detkit.config.errors import ConfigError
 from detkit.config.node import CfgNode
 
-__all__ = ["KEYS_FREE_ON_RESUME", "CfgNode", "ConfigError", "get_cfg", "keys_as_markdown"]
+__all__ = ["KEYS_ADDED", "KEYS_FREE_ON_RESUME", "CfgNode", "ConfigError", "get_cfg", "keys_as_markdown"]
 
 
 def get_cfg() -> CfgNode:

@@ -24,6 +24,18 @@ KEYS_FREE_ON_RESUME = (
     "VIS.",
 )
 
+# Keys that came after the first records of runs were kept, each with the value that computes what was computed before it
+# came. At that value it is no part of what identifies a run, so that the old records stay those of their configs.
+KEYS_ADDED: dict[str, object] = {
+    "INPUT.TEST_TRANSFORMS.ResizeShortestEdge.STYLE": "detectron2",
+    "INPUT.TRAIN_TRANSFORMS.ResizeShortestEdge.STYLE": "detectron2",
+    "MODEL.ANCHORS.ROUNDING": "none",
+    "MODEL.NECK.FPN.SIZE_DIVISIBILITY": None,
+    "MODEL.POSTPROCESS.CLIP": "after_nms",
+    "MODEL.POSTPROCESS.COARSEST_SCORE_THRESHOLD": None,
+    "MODEL.POSTPROCESS.CORNERS": "continuous",
+}
+
 
 def default_config() -> CfgNode:
     """Return a new config with every core key; the options of components are added by get_cfg."""
@@ -85,6 +97,13 @@ def _add_model(model: CfgNode) -> None:
     anchors.declare("SCALES_PER_OCTAVE", 3, int, "Scales at each level: 2^(i/n) times the base size.")
     anchors.declare("ASPECT_RATIOS", (0.5, 1.0, 2.0), tuple[float, ...], "Height over width.")
     anchors.declare("OFFSET", 0.0, float, "Centre of the first anchor, in strides.")
+    anchors.declare(
+        "ROUNDING",
+        "none",
+        Literal["none", "detectron", "torchvision"],
+        "Sides of the anchors: none (as computed), detectron (sides of a cell are rounded, then scaled) or torchvision "
+        "(scales are cut, half sides rounded); see docs/presets.md.",
+    )
     coder = model.section("BOX_CODER")
     coder.declare("WEIGHTS", (1.0,) * 4, tuple[float, float, float, float], "Multipliers of dx, dy, dw, dh.")
     coder.declare("MAX_LOG_RATIO", math.log(1000 / 16), float, "Upper clamp of dw and dh when decoding.")
@@ -92,8 +111,9 @@ def _add_model(model: CfgNode) -> None:
     criterion.declare(
         "NORMALIZER",
         "assigned",
-        Literal["assigned", "selected_positives", "selected"],
-        "Losses are divided by: anchors assigned to a ground truth (the paper), those selected, or all selected.",
+        Literal["assigned", "selected_positives", "selected", "per_image"],
+        "Losses are divided by: anchors assigned to a ground truth (the paper), those selected, or all selected, of "
+        "the whole batch; per_image: each image's by its own assigned anchors, then the mean (torchvision).",
     )
     criterion.declare(
         "NORMALIZER_MOMENTUM", 0.0, float, "Moving average of the normaliser; 0 off (the paper), 0.9 detectron2."
@@ -107,9 +127,29 @@ def _add_model(model: CfgNode) -> None:
     criterion.declare("BOX_LOSS_WEIGHT", 1.0, float, "Factor of the box loss.")
     post = model.section("POSTPROCESS")
     post.declare("SCORE_THRESHOLD", 0.05, float, "Scores must be above it (strictly).")
+    post.declare(
+        "COARSEST_SCORE_THRESHOLD",
+        None,
+        float | None,
+        "The same on the coarsest level; None: SCORE_THRESHOLD there, too.",
+    )
     post.declare("TOPK_PER_LEVEL", 1000, int, "Best (anchor, class) pairs of a level that are decoded.")
     post.declare("NMS_IOU", 0.5, float, "A box is suppressed by a better one of its class above this IoU.")
     post.declare("MAX_DETECTIONS", 100, int, "Detections kept per picture.")
+    post.declare(
+        "CLIP",
+        "after_nms",
+        Literal["after_nms", "before_nms"],
+        "When boxes are scaled to the original picture and clipped to it: after_nms (detectron2) or before_nms "
+        "(Detectron, torchvision). Boxes without area are dropped at the end.",
+    )
+    post.declare(
+        "CORNERS",
+        "continuous",
+        Literal["continuous", "pixels"],
+        "What is scaled to the original picture: continuous coordinates, or the indices of a box's first and last "
+        "pixels (Detectron).",
+    )
 
 
 def _add_input(cfg: CfgNode) -> None:

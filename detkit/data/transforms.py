@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from detkit.data.resizing import bilinear, detectron_size, scale_pixel_corners, torchvision_size
 from detkit.registry import TRANSFORMS
 
 _MIN_SIDE = 1e-5  # pixels; detectron2's limit for a box that a transform has left over
@@ -60,13 +61,16 @@ def apply_transforms(transforms: Sequence[Transform], sample: Sample, rng: np.ra
 class ResizeShortestEdge:
     """Resize so that the shorter side gets a size, and the longer side no more than a limit; the ratio stays.
 
-    Each side is rounded to the nearest pixel, half up, and is at least 1; boxes are scaled by the true ratio of each
-    axis. Pillow's bilinear filter, which averages where it shrinks. Sizes and rounding as in detectron2.
+    Sizes, rounding, filter and boxes are those of a library. Every side is at least 1.
 
     Args:
         sizes: lengths of the shorter side in pixels, one of which is drawn; the two ends for sampling "range".
         max_size: largest length of the longer side in pixels.
         sampling: "choice" draws one of `sizes`; "range" any whole number between two of them, both included.
+        style: "detectron2": sides rounded half up, Pillow's bilinear filter, which averages where it shrinks, boxes
+            scaled by new / old of each axis; "detectron": sides rounded half to even, a bilinear filter that averages
+            nothing, boxes scaled as indices of pixels; "torchvision": sides cut to whole pixels, the same filter, boxes
+            by new / old of each axis.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class ResizeShortestEdge:
         sizes: tuple[int, ...] = (600,),
         max_size: int = 1000,
         sampling: Literal["choice", "range"] = "choice",
+        style: Literal["detectron2", "detectron", "torchvision"] = "detectron2",
     ) -> None:
         if not sizes or min(sizes) < 1 or max_size < 1:
             raise ValueError(f"ResizeShortestEdge: SIZES {sizes} and MAX_SIZE {max_size} must be lengths of 1 or more")
@@ -82,12 +87,13 @@ class ResizeShortestEdge:
             raise ValueError(f"ResizeShortestEdge: SAMPLING is {sampling!r}, not 'choice' or 'range'")
         if sampling == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
             raise ValueError(f"ResizeShortestEdge: SAMPLING 'range' needs SIZES (low, high), not {sizes}")
-        self.sizes, self.max_size, self.sampling = tuple(sizes), max_size, sampling
+        if style not in _RESIZE:
+            raise ValueError(f"ResizeShortestEdge: STYLE is {style!r}, not one of {', '.join(map(repr, _RESIZE))}")
+        self.sizes, self.max_size, self.sampling, self.style = tuple(sizes), max_size, sampling, style
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Return the sample resized to a drawn size."""
-        new = resized_size(sample.size, self._draw(rng), self.max_size)
-        return resize(sample, new)
+        return _RESIZE[self.style](sample, self._draw(rng), self.max_size)
 
     def _draw(self, rng: np.random.Generator) -> int:
         if self.sampling == "range":
@@ -134,9 +140,31 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     if size == sample.size:
         return sample
     picture = Image.fromarray(sample.image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return replace(sample, image=np.asarray(picture), boxes=_scaled(sample, size))
+
+
+def _as_detectron2(sample: Sample, shorter: int, max_size: int) -> Sample:
+    return resize(sample, resized_size(sample.size, shorter, max_size))
+
+
+def _as_detectron(sample: Sample, shorter: int, max_size: int) -> Sample:
+    size, factor = detectron_size(sample.size, shorter, max_size)
+    image, boxes = bilinear(sample.image, size, factor), scale_pixel_corners(sample.boxes, factor)
+    return replace(sample, image=image, boxes=boxes)
+
+
+def _as_torchvision(sample: Sample, shorter: int, max_size: int) -> Sample:
+    size = torchvision_size(sample.size, shorter, max_size)
+    return replace(sample, image=bilinear(sample.image, size), boxes=_scaled(sample, size))
+
+
+_RESIZE = {"detectron2": _as_detectron2, "detectron": _as_detectron, "torchvision": _as_torchvision}
+
+
+def _scaled(sample: Sample, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the boxes scaled by new / old of each axis."""
     down, across = size[0] / sample.size[0], size[1] / sample.size[1]
-    boxes = (sample.boxes * np.array([across, down, across, down])).astype(np.float32)
-    return replace(sample, image=np.asarray(picture), boxes=boxes)
+    return (sample.boxes * np.array([across, down, across, down])).astype(np.float32)
 
 
 def flip(sample: Sample) -> Sample:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detkit.data import ImageIndex, Sample, apply_transforms, batch_from_samples, build_transforms
 from detkit.data.sampling import fixed_rng
-from detkit.modeling.anchors import AnchorGrid, retinanet_shapes
+from detkit.modeling.anchors import AnchorGrid, level_shapes
 from detkit.modeling.build import build_anchors
 from detkit.structures.labels import foreground
 
@@ -230,8 +230,9 @@ def _other_ratios(cfg: Any, seen: SeenBoxes, hit_B: Tensor, anchors: AnchorGrid)
     sides_B2 = (missed_B4[:, 2:] - missed_B4[:, :2]).double()
     quartiles = (sides_B2[:, 1] / sides_B2[:, 0]).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
     ratios = sorted({*cfg.ASPECT_RATIOS, *(float(f"{ratio:.2g}") for ratio in quartiles.tolist())})
-    shapes = [retinanet_shapes(size, scales_per_octave=cfg.SCALES_PER_OCTAVE, aspect_ratios=ratios)
-              for size in cfg.SIZES]  # fmt: skip
+    shapes = [level_shapes(size, stride, scales_per_octave=cfg.SCALES_PER_OCTAVE, aspect_ratios=ratios,
+                           rounding=cfg.ROUNDING)
+              for size, stride in zip(cfg.SIZES, anchors.strides, strict=True)]  # fmt: skip
     wider = AnchorGrid(shapes=shapes, strides=anchors.strides, offset=anchors.offset)
     text = ", ".join(f"{ratio:g}" for ratio in ratios)
     return [_Way(f'MODEL.ANCHORS.ASPECT_RATIOS "[{text}]"', seen.share(seen.reached_by(wider)))]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from detkit.config import KEYS_FREE_ON_RESUME, CfgNode
+from detkit.config import KEYS_ADDED, KEYS_FREE_ON_RESUME, CfgNode
 from detkit.engine.run_folder import flat_keys
 from detkit.files import write_text_atomically
 
@@ -76,7 +76,11 @@ def _refuse_constant(text: str) -> float:
 
 def digest_of(cfg: CfgNode, *, has_latency: bool = False) -> str:
     """Return 12 hex digits for a run: its config without what changes no result, and what is measured beside AP."""
-    kept = {key: value for key, value in flat_keys(cfg.chosen()).items() if not key.startswith(KEYS_FREE_ON_RESUME)}
+    kept = {
+        key: value
+        for key, value in flat_keys(cfg.chosen()).items()
+        if not key.startswith(KEYS_FREE_ON_RESUME) and (key not in KEYS_ADDED or value != KEYS_ADDED[key])
+    }
     kept["MODEL.WEIGHTS"] = cfg.MODEL.WEIGHTS  # free on a resume, which does not load them; not of a new run
     text = json.dumps({**kept, "latency": True} if has_latency else kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -7,11 +7,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 Shapes = Sequence[tuple[float, float]]
+Rounding = Literal["none", "detectron", "torchvision"]
+
+
+def level_shapes(
+    size: float,
+    stride: float,
+    *,
+    scales_per_octave: int,
+    aspect_ratios: Sequence[float],
+    rounding: Rounding = "none",
+) -> list[tuple[float, float]]:
+    """Return the (width, height) of the anchors on one level: scales outer, ratios inner, rounded as `rounding` says.
+
+    "none": not at all; "detectron": as `detectron_shapes`; "torchvision": as `torchvision_shapes`, which also say the
+    errors. Sizes and strides are in pixels.
+    """
+    if rounding == "detectron":
+        return detectron_shapes(size, stride, scales_per_octave=scales_per_octave, aspect_ratios=aspect_ratios)
+    make = torchvision_shapes if rounding == "torchvision" else retinanet_shapes
+    return make(size, scales_per_octave=scales_per_octave, aspect_ratios=aspect_ratios)
 
 
 def retinanet_shapes(
@@ -22,14 +43,7 @@ def retinanet_shapes(
     Scale i of S is size * 2^(i/S); a ratio is height over width and keeps the area. Raises ValueError where there would
     be no anchor, or one without area.
     """
-    if not size > 0:
-        raise ValueError(f"anchors: the base size {size} of a level must be above 0 (pixels)")
-    if scales_per_octave < 1:
-        raise ValueError(f"anchors: scales_per_octave {scales_per_octave} is below 1; 1 is the base size alone")
-    if not aspect_ratios or not all(ratio > 0 for ratio in aspect_ratios):
-        raise ValueError(
-            f"anchors: aspect_ratios {tuple(aspect_ratios)} must be one or more positive numbers (height over width)"
-        )
+    _check(size, scales_per_octave, aspect_ratios)
     shapes = []
     for i in range(scales_per_octave):
         area = (size * 2 ** (i / scales_per_octave)) ** 2
@@ -39,13 +53,70 @@ def retinanet_shapes(
     return shapes
 
 
+def detectron_shapes(
+    size: float, stride: float, *, scales_per_octave: int, aspect_ratios: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Return the (width, height) of Detectron's anchors on one level: scales outer, ratios inner.
+
+    A cell (stride x stride) is given each ratio, its sides rounded to whole pixels, half to even; the rounded shape is
+    then scaled, by size * 2^(i/S) / stride. So areas are near those of `retinanet_shapes`, not equal (stride 8, ratio
+    1/2: 44 x 24). Detectron centres them on cells: offset 0.5. Raises ValueError as `retinanet_shapes` does, and where
+    a side rounds to 0. Source: Detectron, modeling/generate_anchors.py; its inclusive corner x1 is x1 + 1 here.
+    """
+    _check(size, scales_per_octave, aspect_ratios)
+    bases = []
+    for ratio in aspect_ratios:
+        width = round(stride / math.sqrt(ratio))
+        bases.append((width, round(width * ratio)))
+    if not all(width and height for width, height in bases):
+        raise ValueError(
+            f"anchors: on stride {stride} Detectron's rounding makes a side of 0 of the ratios {tuple(aspect_ratios)}: "
+            f"(width, height) {bases}; take ratios nearer to 1, or rounding 'none'"
+        )
+    factors = [size * 2 ** (i / scales_per_octave) / stride for i in range(scales_per_octave)]
+    return [(width * factor, height * factor) for factor in factors for width, height in bases]
+
+
+def torchvision_shapes(
+    size: float, *, scales_per_octave: int, aspect_ratios: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Return the (width, height) of torchvision's anchors on one level: scales outer, ratios inner.
+
+    Scales are cut to whole pixels (32, 40, 50), then half of each side is rounded, half to even. torchvision itself
+    has ratios outer. Raises ValueError as `retinanet_shapes` does, and where a side rounds to 0. Source: torchvision,
+    models/detection/retinanet.py and anchor_utils.py.
+    """
+    _check(size, scales_per_octave, aspect_ratios)
+    scales = [int(size * 2 ** (i / scales_per_octave)) for i in range(scales_per_octave)]
+    roots = [math.sqrt(ratio) for ratio in aspect_ratios]
+    shapes = [(2.0 * round(scale / root / 2), 2.0 * round(scale * root / 2)) for scale in scales for root in roots]
+    if not all(width and height for width, height in shapes):
+        raise ValueError(
+            f"anchors: of size {size} torchvision's rounding makes a side of 0: (width, height) {shapes}; take a "
+            "larger size, or rounding 'none'"
+        )
+    return shapes
+
+
+def _check(size: float, scales_per_octave: int, aspect_ratios: Sequence[float]) -> None:
+    if not size > 0:
+        raise ValueError(f"anchors: the base size {size} of a level must be above 0 (pixels)")
+    if scales_per_octave < 1:
+        raise ValueError(f"anchors: scales_per_octave {scales_per_octave} is below 1; 1 is the base size alone")
+    if not aspect_ratios or not all(ratio > 0 for ratio in aspect_ratios):
+        raise ValueError(
+            f"anchors: aspect_ratios {tuple(aspect_ratios)} must be one or more positive numbers (height over width)"
+        )
+
+
 class AnchorGrid(nn.Module):
     """Makes the anchors of every level.
 
     Args:
         shapes: per level, (width, height) in pixels of each anchor of a cell, at least one.
         strides: per level, pixels from one cell to the next.
-        offset: where the first cell's centre lies, in strides: 0 is the corner of the picture (detectron2).
+        offset: where the first cell's centre lies, in strides: 0 is the corner of the picture (detectron2), 0.5 the
+            centre of the cell (Detectron).
 
     `num_anchors` is how many anchors a cell of each level has.
     """

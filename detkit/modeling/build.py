@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from detkit.modeling.anchors import AnchorGrid, retinanet_shapes
+from detkit.modeling.anchors import AnchorGrid, level_shapes
 from detkit.modeling.box_coder import BoxCoder
 from detkit.modeling.criterion import Criterion
 from detkit.modeling.postprocess import PostProcess
@@ -36,8 +36,14 @@ def build_anchors(node: Any, strides: Sequence[float]) -> AnchorGrid:
             f"{strides}; give one base size for each"
         )
     shapes = [
-        retinanet_shapes(size, scales_per_octave=node.SCALES_PER_OCTAVE, aspect_ratios=node.ASPECT_RATIOS)
-        for size in node.SIZES
+        level_shapes(
+            size,
+            stride,
+            scales_per_octave=node.SCALES_PER_OCTAVE,
+            aspect_ratios=node.ASPECT_RATIOS,
+            rounding=node.ROUNDING,
+        )
+        for size, stride in zip(node.SIZES, strides, strict=True)
     ]
     return AnchorGrid(shapes=shapes, strides=strides, offset=node.OFFSET)
 
@@ -93,7 +99,10 @@ def build_postprocess(node: Any, box_coder: BoxCoder) -> PostProcess:
     return PostProcess(
         box_coder=box_coder,
         score_threshold=node.SCORE_THRESHOLD,
+        coarsest_score_threshold=node.COARSEST_SCORE_THRESHOLD,
         topk_per_level=node.TOPK_PER_LEVEL,
         nms_iou=node.NMS_IOU,
         max_detections=node.MAX_DETECTIONS,
+        clip=node.CLIP,
+        corners=node.CORNERS,
     )

@@ -19,7 +19,7 @@ from detkit.modeling.box_coder import BoxCoder
 from detkit.modeling.random_numbers import counter_uniform
 from detkit.structures import IGNORED, Batch, foreground
 
-Normalizer = Literal["assigned", "selected_positives", "selected"]
+Normalizer = Literal["assigned", "selected_positives", "selected", "per_image"]
 _PARTS = ("cls", "cls+box", "term", "term+box")  # of the loss that a sampler may ask for
 _MOVING_AVERAGE_START = 100.0  # detectron2's; the foreground of a batch of a few COCO images
 
@@ -32,10 +32,14 @@ class Criterion(nn.Module):
         assigner, sampler, cls_loss, box_loss: components by the contracts of their sockets.
         box_coder: what deltas mean.
         normalizer: losses are divided by the number of anchors "assigned" to a ground truth (the paper), of
-            "selected_positives" (those of them that the sampler selected), or of all "selected".
+            "selected_positives" (those of them that the sampler selected), or of all "selected"; these count the
+            whole batch, over all ranks. "per_image" (torchvision): each image's sums are divided by the number of its
+            own assigned anchors, at least 1, then averaged over the images of this rank; data-parallel training
+            averages over ranks, which is the mean over the whole batch where ranks have equally many images.
         box_loss_on: the positives that the box loss sums over: all "assigned", or the "selected" ones.
         box_loss_weight: factor of the box loss.
         normalizer_momentum: in [0, 1); above 0 the normaliser is a moving average, kept in a buffer that is saved.
+            Not with "per_image", which has no one number to average.
     """
 
     def __init__(
@@ -55,6 +59,11 @@ class Criterion(nn.Module):
         super().__init__()
         if not 0 <= normalizer_momentum < 1:
             raise ValueError(f"criterion: normalizer_momentum {normalizer_momentum} is not in [0, 1)")
+        if normalizer == "per_image" and normalizer_momentum:
+            raise ValueError(
+                f"criterion: normalizer 'per_image' has a count for each image, and no moving average; "
+                f"normalizer_momentum must be 0 with it, not {normalizer_momentum}"
+            )
         self.num_classes = num_classes
         self.assigner = assigner
         self.sampler = sampler
@@ -85,13 +94,20 @@ class Criterion(nn.Module):
         )
         selected_NR = self._select(labels_NR, logits_NRK, deltas_NR4, anchors_R4, box_losses, batch.seeds)
 
-        loss_cls = self.cls_loss(logits_NRK, labels_NR.where(selected_NR, IGNORED), "sum")
+        labels_NR = labels_NR.where(selected_NR, IGNORED)
         is_regressed = is_foreground & selected_NR if self.box_loss_on == "selected" else is_foreground
-        loss_box = (box_losses() * is_regressed).sum() * self.box_loss_weight
-        normalizer = self._normalizer(is_foreground, selected_NR)
+        box_NR = box_losses() * is_regressed
+        if self.normalizer == "per_image":
+            count_N = is_foreground.sum(1).clamp(min=1)
+            loss_cls = (self.cls_loss(logits_NRK, labels_NR, "anchor").sum(1) / count_N).mean()
+            loss_box = (box_NR.sum(1) / count_N).mean() * self.box_loss_weight
+        else:
+            normalizer = self._normalizer(is_foreground, selected_NR)
+            loss_cls = self.cls_loss(logits_NRK, labels_NR, "sum") / normalizer
+            loss_box = box_NR.sum() * self.box_loss_weight / normalizer
         return {
-            "loss_cls": loss_cls / normalizer,
-            "loss_box": loss_box / normalizer,
+            "loss_cls": loss_cls,
+            "loss_box": loss_box,
             "metric_num_foreground": is_foreground.sum(),
             "metric_num_selected": selected_NR.sum(),
         }

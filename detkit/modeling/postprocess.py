@@ -5,7 +5,8 @@ Legend: N images, R anchors of a level, K classes, C candidates; a candidate of 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from detkit import ops
 from detkit.modeling.box_coder import BoxCoder
 from detkit.structures import Detections
 from detkit.structures.boxes import clip_boxes
+
+Corners = Literal["continuous", "pixels"]
 
 
 class Candidates(NamedTuple):
@@ -58,16 +61,41 @@ def suppress(candidates: Candidates, groups_NC: Tensor, *, nms_iou: float, max_d
     return detections
 
 
-def to_original(detections: Detections, image_size: Tensor, original_size: Tensor) -> Detections:
-    """Scale boxes from a resized picture (height, width) to the original one, clip them, drop those without area."""
-    scale = (original_size / image_size).float().flip(-1).repeat(2)  # x, y, x, y
-    boxes = clip_boxes(detections.boxes * scale, original_size)
-    keep = (boxes[:, 2:] > boxes[:, :2]).all(-1)  # false for NaN, too
-    return Detections(boxes[keep], detections.scores[keep], detections.classes[keep])
+def to_original(boxes: Tensor, image_sizes: Tensor, original_sizes: Tensor, corners: Corners = "continuous") -> Tensor:
+    """Scale boxes [..., R, 4] from resized pictures, (height, width) [..., 2], to the original ones, and clip them.
+
+    "continuous" scales coordinates and clips them to 0..W. "pixels" scales a box's first and last pixels, x0 and
+    x1 - 1, and clips them to 0..W-1: a box is then at least a pixel wide (Detectron, whose x1 is that last pixel).
+    """
+    scale = torch.cat([(original_sizes / image_sizes).float().flip(-1)] * 2, -1)[..., None, :]  # x, y, x, y
+    if corners == "continuous":
+        return clip_boxes(boxes * scale, original_sizes)
+    pixels = torch.cat([boxes[..., :2], boxes[..., 2:] - 1], -1)
+    pixels = clip_boxes(pixels * scale, original_sizes - 1)
+    return torch.cat([pixels[..., :2], pixels[..., 2:] + 1], -1)
+
+
+def without_empty(detections: Detections) -> Detections:
+    """Drop the boxes without area and those that are not numbers."""
+    keep = (detections.boxes[:, 2:] > detections.boxes[:, :2]).all(-1)  # false for NaN, too
+    return Detections(detections.boxes[keep], detections.scores[keep], detections.classes[keep])
 
 
 class PostProcess:
-    """Threshold and top-k per level, decode, non-maximum suppression per class, best of all, original pixels."""
+    """Threshold and top-k per level, decode, non-maximum suppression per class, best of all, original pixels.
+
+    Args:
+        box_coder: what deltas mean.
+        score_threshold: in [0, 1); scores must be above it.
+        topk_per_level: (anchor, class) pairs of a level that are decoded, at most.
+        nms_iou: in [0, 1]; a box is suppressed by a better one of its class above this IoU.
+        max_detections: boxes that suppression leaves, at most; those of them without area are dropped after that.
+        coarsest_score_threshold: the threshold on the last level; None: `score_threshold` (Detectron: 0).
+        clip: boxes are scaled to the original picture and clipped "after_nms" (detectron2) or "before_nms"
+            (Detectron). torchvision clips in the resized picture before suppression, and scales at the end: the same,
+            as scaling an axis changes no IoU.
+        corners: what is scaled, see `to_original`.
+    """
 
     def __init__(
         self,
@@ -77,16 +105,18 @@ class PostProcess:
         topk_per_level: int = 1000,
         nms_iou: float = 0.5,
         max_detections: int = 100,
+        coarsest_score_threshold: float | None = None,
+        clip: Literal["after_nms", "before_nms"] = "after_nms",
+        corners: Corners = "continuous",
     ) -> None:
         if topk_per_level < 1 or max_detections < 1:
             raise ValueError(
                 f"post-processing: topk_per_level {topk_per_level} and max_detections {max_detections} must be positive"
             )
-        if not 0 <= score_threshold < 1:
-            raise ValueError(
-                f"post-processing: score_threshold {score_threshold} is not in [0, 1); scores must be above it, "
-                "0 keeps every positive one"
-            )
+        if coarsest_score_threshold is None:
+            coarsest_score_threshold = score_threshold
+        _check_threshold("score_threshold", score_threshold)
+        _check_threshold("coarsest_score_threshold", coarsest_score_threshold)
         if not 0 <= nms_iou <= 1:
             raise ValueError(f"post-processing: nms_iou {nms_iou} is not in [0, 1]; 1 suppresses nothing")
         self.box_coder = box_coder
@@ -94,6 +124,9 @@ class PostProcess:
         self.topk_per_level = topk_per_level
         self.nms_iou = nms_iou
         self.max_detections = max_detections
+        self.coarsest_score_threshold = coarsest_score_threshold
+        self.clip = clip
+        self.corners = corners
 
     def __call__(
         self,
@@ -108,10 +141,26 @@ class PostProcess:
 
         `image_sizes` and `original_sizes` are [N, 2] (height, width) of the resized and the original pictures.
         """
+        thresholds = [self.score_threshold] * (len(scores) - 1) + [self.coarsest_score_threshold]
         levels = [
-            top_candidates(*level, self.box_coder, score_threshold=self.score_threshold, topk=self.topk_per_level)
-            for level in zip(scores, deltas, anchors, strict=True)
+            top_candidates(*level, self.box_coder, score_threshold=threshold, topk=self.topk_per_level)
+            for level, threshold in zip(zip(scores, deltas, anchors, strict=True), thresholds, strict=True)
         ]
         candidates = join(levels)
+        if self.clip == "before_nms":
+            boxes = to_original(candidates.boxes, image_sizes, original_sizes, self.corners)
+            candidates = candidates._replace(boxes=boxes)
         found = suppress(candidates, candidates.classes, nms_iou=self.nms_iou, max_detections=self.max_detections)
-        return [to_original(*image) for image in zip(found, image_sizes, original_sizes, strict=True)]
+        if self.clip == "after_nms":
+            found = [
+                replace(image, boxes=to_original(image.boxes, size, original, self.corners))
+                for image, size, original in zip(found, image_sizes, original_sizes, strict=True)
+            ]
+        return [without_empty(image) for image in found]
+
+
+def _check_threshold(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(
+            f"post-processing: {name} {value} is not in [0, 1); scores must be above it, 0 keeps every positive one"
+        )

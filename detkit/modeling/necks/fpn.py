@@ -44,6 +44,8 @@ class FPN(nn.Module):
         out_channels: channels of every level.
         norm: norm after the lateral and output convolutions: "" (none), BN or GN.
         top_block_from: what P6 is made from: C5 (the coarsest feature of bottom_up) or P5 (the pyramid's level).
+        size_divisibility: inputs are padded to multiples of this many pixels; None: of the stride of bottom_up's
+            coarsest feature (32), of which it must be a multiple. Detectron: 128, so that P7 has no part of a cell.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class FPN(nn.Module):
         out_channels: int = 256,
         norm: Literal["", "BN", "GN"] = "",
         top_block_from: Literal["C5", "P5"] = "C5",
+        size_divisibility: int | None = None,
     ) -> None:
         super().__init__()
         check_counts("FPN", out_channels=out_channels)
@@ -74,7 +77,7 @@ class FPN(nn.Module):
         levels = [*self._levels.values(), top + 1, top + 2]
         self.out_channels = {f"p{level}": out_channels for level in levels}
         self.out_strides = {f"p{level}": 2**level for level in levels}
-        self.size_divisibility = 2**top  # so that doubling a level always meets the next finer one
+        self.size_divisibility = _divisibility(size_divisibility, 2**top)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -106,6 +109,18 @@ def _level(name: str, stride: int) -> int:
     if stride < 1 or stride & (stride - 1):
         raise ValueError(f"FPN: the stride {stride} of feature '{name}' is not a power of two")
     return stride.bit_length() - 1
+
+
+def _divisibility(wanted: int | None, stride: int) -> int:
+    """Return what sides must be multiples of, so that doubling a level always meets the next finer one."""
+    if wanted is None:
+        return stride
+    if wanted < 1 or wanted % stride:
+        raise ValueError(
+            f"FPN: size_divisibility {wanted} is not a multiple of {stride}, the stride of bottom_up's coarsest "
+            "feature; None takes that stride"
+        )
+    return wanted
 
 
 def _check_levels(strides: dict[str, int], levels: list[int]) -> None:
