@@ -24,12 +24,13 @@ KEYS_FREE_ON_RESUME = (
     "VIS.",
 )
 
-# Keys that came after the first records of runs were kept, each with the value that computes what was computed before it
-# came. At that value it is no part of what identifies a run, so that the old records stay those of their configs.
+# Keys that came after the first records of runs were kept, each with the value that computes what was computed before.
+# At that value it is no part of what identifies a run, so that the old records stay those of their configs.
 KEYS_ADDED: dict[str, object] = {
     "INPUT.TEST_TRANSFORMS.ResizeShortestEdge.STYLE": "detectron2",
     "INPUT.TRAIN_TRANSFORMS.ResizeShortestEdge.STYLE": "detectron2",
     "MODEL.ANCHORS.ROUNDING": "none",
+    "MODEL.ANCHORS.STEPS": "strides",
     "MODEL.NECK.FPN.SIZE_DIVISIBILITY": None,
     "MODEL.POSTPROCESS.CLIP": "after_nms",
     "MODEL.POSTPROCESS.COARSEST_SCORE_THRESHOLD": None,
@@ -103,6 +104,12 @@ def _add_model(model: CfgNode) -> None:
         Literal["none", "detectron", "torchvision"],
         "Sides of the anchors: none (as computed), detectron (sides of a cell are rounded, then scaled) or torchvision "
         "(scales are cut, half sides rounded); see docs/presets.md.",
+    )
+    anchors.declare(
+        "STEPS",
+        "strides",
+        Literal["strides", "input"],
+        "From one cell to the next: the strides, or the padded input's size over the map's, cut (torchvision).",
     )
     coder = model.section("BOX_CODER")
     coder.declare("WEIGHTS", (1.0,) * 4, tuple[float, float, float, float], "Multipliers of dx, dy, dw, dh.")

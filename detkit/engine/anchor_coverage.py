@@ -233,7 +233,7 @@ def _other_ratios(cfg: Any, seen: SeenBoxes, hit_B: Tensor, anchors: AnchorGrid)
     shapes = [level_shapes(size, stride, scales_per_octave=cfg.SCALES_PER_OCTAVE, aspect_ratios=ratios,
                            rounding=cfg.ROUNDING)
               for size, stride in zip(cfg.SIZES, anchors.strides, strict=True)]  # fmt: skip
-    wider = AnchorGrid(shapes=shapes, strides=anchors.strides, offset=anchors.offset)
+    wider = AnchorGrid(shapes=shapes, strides=anchors.strides, offset=anchors.offset, steps=anchors.steps)
     text = ", ".join(f"{ratio:g}" for ratio in ratios)
     return [_Way(f'MODEL.ANCHORS.ASPECT_RATIOS "[{text}]"', seen.share(seen.reached_by(wider)))]
 
@@ -266,7 +266,7 @@ def _scaled(anchors: AnchorGrid, factor: float) -> AnchorGrid:
     """Return the same grid, on the CPU, with every anchor larger by a factor."""
     shapes = [[(float(w), float(h)) for w, h in factor * (cell_A4[:, 2:] - cell_A4[:, :2])]
               for cell_A4 in anchors.cell_anchors]  # fmt: skip
-    return AnchorGrid(shapes=shapes, strides=anchors.strides, offset=anchors.offset)
+    return AnchorGrid(shapes=shapes, strides=anchors.strides, offset=anchors.offset, steps=anchors.steps)
 
 
 def _mean(mask: Tensor) -> float:

@@ -193,10 +193,16 @@ def _own_grid(detector: RetinaNet, outputs: RawOutputs, batch: Batch, n: int) ->
     sizes = _grid_sizes(detector, *batch.images.shape[-2:])
     own_sizes = _grid_sizes(detector, *batch.image_sizes[n].tolist())
     levels = []
-    for logits_NRK, (height, width), (own_height, own_width) in zip(outputs.logits, sizes, own_sizes, strict=True):
-        cells = logits_NRK[n].reshape(height, width, -1, logits_NRK.shape[-1])[:own_height, :own_width]
-        levels.append(cells.reshape(-1, logits_NRK.shape[-1]))
-    return torch.cat(levels), torch.cat(detector.anchors(own_sizes))
+    for rows, size, own in zip(zip(outputs.logits, outputs.anchors, strict=True), sizes, own_sizes, strict=True):
+        logits_NRK, anchors_R4 = rows
+        levels.append([_cells(x_RV, size, own) for x_RV in (logits_NRK[n], anchors_R4)])
+    logits, anchors = zip(*levels, strict=True)
+    return torch.cat(logits), torch.cat(anchors)
+
+
+def _cells(x_RV: Tensor, size: tuple[int, int], own: tuple[int, int]) -> Tensor:
+    """Return the rows of the cells in the upper left of a level, `own` of its `size` (height, width)."""
+    return x_RV.reshape(*size, -1, x_RV.shape[-1])[: own[0], : own[1]].reshape(-1, x_RV.shape[-1])
 
 
 def _grid_sizes(detector: RetinaNet, height: int, width: int) -> list[tuple[int, int]]:

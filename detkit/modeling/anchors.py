@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 Shapes = Sequence[tuple[float, float]]
 Rounding = Literal["none", "detectron", "torchvision"]
+Steps = Literal["strides", "input"]
 
 
 def level_shapes(
@@ -117,11 +118,15 @@ class AnchorGrid(nn.Module):
         strides: per level, pixels from one cell to the next.
         offset: where the first cell's centre lies, in strides: 0 is the corner of the picture (detectron2), 0.5 the
             centre of the cell (Detectron).
+        steps: from one cell to the next: the "strides", or (torchvision) the padded "input"'s size over that of the
+            feature map, cut to whole pixels: at a height of 800, P7 has 7 rows, 114 pixels apart instead of 128.
 
     `num_anchors` is how many anchors a cell of each level has.
     """
 
-    def __init__(self, *, shapes: Sequence[Shapes], strides: Sequence[float], offset: float = 0.0) -> None:
+    def __init__(
+        self, *, shapes: Sequence[Shapes], strides: Sequence[float], offset: float = 0.0, steps: Steps = "strides"
+    ) -> None:
         super().__init__()
         if len(shapes) != len(strides):
             raise ValueError(f"anchors: {len(shapes)} lists of shapes for {len(strides)} levels of strides {strides}")
@@ -130,6 +135,7 @@ class AnchorGrid(nn.Module):
             raise ValueError(f"anchors: every level needs at least one shape; the levels have {self.num_anchors}")
         self.strides = tuple(float(stride) for stride in strides)
         self.offset = float(offset)
+        self.steps = steps
         for level, sizes in enumerate(shapes):
             half_A2 = 0.5 * torch.tensor(list(sizes), dtype=torch.float64)
             cell_A4 = torch.cat([-half_A2, half_A2], -1).float()
@@ -140,12 +146,23 @@ class AnchorGrid(nn.Module):
         """The anchors [A, 4] of every level in a cell whose centre is (0, 0)."""
         return [self.get_buffer(f"cell_anchors_{level}") for level in range(len(self.strides))]
 
-    def forward(self, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Return the anchors [H*W*A, 4] of every level for feature maps of these sizes (H, W)."""
+    def forward(self, sizes: Sequence[tuple[int, int]], input_size: tuple[int, int] | None = None) -> list[Tensor]:
+        """Return the anchors [H*W*A, 4] of every level for feature maps of these sizes (H, W).
+
+        `input_size` is the padded (height, width) that the maps are of; without it, "input" steps are a ValueError.
+        """
         if len(sizes) != len(self.strides):
             raise ValueError(f"anchors: {len(sizes)} feature maps for {len(self.strides)} levels")
-        levels = zip(self.cell_anchors, self.strides, sizes, strict=True)
-        return [self._level(cell_A4, stride, height, width) for cell_A4, stride, (height, width) in levels]
+        levels = zip(self.cell_anchors, self._steps(sizes, input_size), sizes, strict=True)
+        return [self._level(cell_A4, step, size) for cell_A4, step, size in levels]
+
+    def _steps(self, sizes: Sequence[tuple[int, int]], input_size: tuple[int, int] | None) -> list[tuple[float, float]]:
+        """Return the pixels from one cell to the next, down and across, of every level."""
+        if self.steps == "strides":
+            return [(stride, stride) for stride in self.strides]
+        if input_size is None:
+            raise ValueError("anchors: 'input' steps depend on the padded input; give its size (height, width), too")
+        return [(float(input_size[0] // height), float(input_size[1] // width)) for height, width in sizes]
 
     def sizes_for(self, height: int, width: int) -> list[tuple[int, int]]:
         """Return the sizes of the feature maps of a padded input of height x width: divided by stride, rounded up."""
@@ -163,9 +180,10 @@ class AnchorGrid(nn.Module):
         low_B2, high_B2 = boxes_B4[:, :2], boxes_B4[:, 2:]
         for cell_A4, stride in zip(self.cell_anchors, self.strides, strict=True):
             half_A2 = cell_A4[:, 2:].double()
-            last_B2 = torch.ceil(sizes_B2.flip(1) / stride) - 1  # x, y
-            place_B2 = ((low_B2 + high_B2) / 2 / stride - self.offset).round().clamp(min=0)
-            centre_B12 = ((torch.minimum(place_B2, last_B2) + self.offset) * stride)[:, None]
+            cells_B2 = torch.ceil(sizes_B2.flip(1) / stride)  # x, y
+            step: float | Tensor = stride if self.steps == "strides" else sizes_B2.flip(1) // cells_B2
+            place_B2 = ((low_B2 + high_B2) / 2 / step - self.offset).round().clamp(min=0)
+            centre_B12 = ((torch.minimum(place_B2, cells_B2 - 1) + self.offset) * step)[:, None]
             sides_BA2 = torch.minimum(high_B2[:, None], centre_B12 + half_A2)
             sides_BA2 = sides_BA2 - torch.maximum(low_B2[:, None], centre_B12 - half_A2)
             inter_BA = sides_BA2.clamp(min=0).prod(-1)
@@ -173,9 +191,10 @@ class AnchorGrid(nn.Module):
             best_B = torch.maximum(best_B, (inter_BA / union_BA).amax(1))
         return best_B
 
-    def _level(self, cell_A4: Tensor, stride: float, height: int, width: int) -> Tensor:
-        x_W = (torch.arange(width, dtype=torch.float32, device=cell_A4.device) + self.offset) * stride
-        y_H = (torch.arange(height, dtype=torch.float32, device=cell_A4.device) + self.offset) * stride
+    def _level(self, cell_A4: Tensor, step: tuple[float, float], size: tuple[int, int]) -> Tensor:
+        height, width = size
+        x_W = (torch.arange(width, dtype=torch.float32, device=cell_A4.device) + self.offset) * step[1]
+        y_H = (torch.arange(height, dtype=torch.float32, device=cell_A4.device) + self.offset) * step[0]
         x_HW, y_HW = x_W.expand(height, width), y_H[:, None].expand(height, width)
         centres_HW4 = torch.stack([x_HW, y_HW, x_HW, y_HW], -1)
         return (centres_HW4[:, :, None] + cell_A4).reshape(-1, 4)

@@ -45,7 +45,7 @@ def build_anchors(node: Any, strides: Sequence[float]) -> AnchorGrid:
         )
         for size, stride in zip(node.SIZES, strides, strict=True)
     ]
-    return AnchorGrid(shapes=shapes, strides=strides, offset=node.OFFSET)
+    return AnchorGrid(shapes=shapes, strides=strides, offset=node.OFFSET, steps=node.STEPS)
 
 
 def build_box_coder(node: Any) -> BoxCoder:

@@ -98,9 +98,11 @@ class RetinaNet(nn.Module):
 
     def raw_outputs(self, images: Tensor, image_sizes: Tensor) -> RawOutputs:
         """Run the network on a batch's images [N, 3, H, W] uint8 RGB of sizes [N, 2]; static shapes, tensors only."""
-        features = list(self.backbone(self.preprocess(images, image_sizes)).values())
+        x_N3HW = self.preprocess(images, image_sizes)
+        features = list(self.backbone(x_N3HW).values())
         logits, deltas = self.head(features)
-        anchors = self.anchors([(x_NCHW.shape[2], x_NCHW.shape[3]) for x_NCHW in features])
+        sizes = [(x_NCHW.shape[2], x_NCHW.shape[3]) for x_NCHW in features]
+        anchors = self.anchors(sizes, (x_N3HW.shape[2], x_N3HW.shape[3]))
         return RawOutputs(logits, deltas, anchors)
 
     def preprocess(self, images: Tensor, image_sizes: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ class RetinaNet(nn.Module):
         """Return the anchors [R, 4] of a batch, their labels [N, R] and ground truths [N, R], without the network."""
         divisor = self.backbone.size_divisibility
         height, width = (-(-side // divisor) * divisor for side in batch.images.shape[-2:])
-        anchors_R4 = torch.cat(self.anchors(self.anchors.sizes_for(height, width)))
+        anchors_R4 = torch.cat(self.anchors(self.anchors.sizes_for(height, width), (height, width)))
         return anchors_R4, *self.criterion.assigner(anchors_R4, batch.gt_boxes_NG4, batch.gt_classes_NG)
 
     def _detect(self, batch: Batch) -> list[Detections]:
