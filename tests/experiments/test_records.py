@@ -1,9 +1,13 @@
 """Records and digests: what makes a run another run, and what does not."""
 
+from pathlib import Path
+
 import pytest
 
 from detkit.config import get_cfg
 from detkit.experiments.records import Record, Records, digest_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def config(folder, *overrides):
@@ -21,6 +25,8 @@ def config(folder, *overrides):
         (["DATALOADER.NUM_WORKERS", 5], True),
         (["LOG_PERIOD", 7], True),
         (["MODEL.CLS_LOSS.FocalLossStar.GAMMA", 3.0], True),  # of a component that is not chosen
+        (["MODEL.ANCHORS.ROUNDING", "none"], True),
+        (["MODEL.ANCHORS.ROUNDING", "detectron"], False),
         (["SEED", 1], False),
         (["MODEL.CLS_LOSS.SigmoidFocalLoss.GAMMA", 1.0], False),
         (["MODEL.CLS_LOSS.NAME", "FocalLossStar"], False),
@@ -71,3 +77,10 @@ def test_states():
     assert Record("diverged", iterations=37).state == "diverged at iteration 37"
     assert Record("failed", reason="no memory").state == "failed: no memory"
     assert Record("diverged").measure("AP") is None
+
+
+def test_keys_that_came_later_leave_old_digests_as_they_were():
+    # Where a new key changes this digest, KEYS_ADDED wants it with the value that computes what was computed before.
+    cfg = get_cfg()
+    cfg.merge_from_file(REPOSITORY / "configs" / "retinanet_R50_FPN.yaml")
+    assert digest_of(cfg) == "802722e13443"

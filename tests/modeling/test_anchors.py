@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detkit.modeling.anchors import AnchorGrid, retinanet_shapes
+from detkit.modeling.anchors import AnchorGrid, detectron_shapes, level_shapes, retinanet_shapes, torchvision_shapes
 from detkit.structures.boxes import box_area, box_iou
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -166,3 +166,40 @@ def test_the_best_ious_of_no_boxes(retinanet):
 def test_the_best_ious_are_on_the_anchors_device(retinanet):
     best = retinanet.to("meta").best_ious(torch.zeros(3, 4), torch.full((3, 2), 64))
     assert (best.device.type, best.shape) == ("meta", (3,))
+
+
+@pytest.mark.parametrize("rounding", ["none", "detectron", "torchvision"])
+def test_rounding_moves_no_side_by_much(rounding):
+    options = {"scales_per_octave": 3, "aspect_ratios": RATIOS}
+    plain = torch.tensor(retinanet_shapes(64, **options))
+    rounded = torch.tensor(level_shapes(64, 16, rounding=rounding, **options))
+    assert rounded.shape == plain.shape
+    assert (rounded / plain - 1).abs().max() < 0.07
+    assert torch.equal(rounded, plain) == (rounding == "none")
+
+
+def test_a_side_that_rounds_to_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"on stride 1 Detectron's rounding makes a side of 0 .*\(0, 0\)"):
+        detectron_shapes(8, 1, scales_per_octave=1, aspect_ratios=(1.0, 8.0))
+    with pytest.raises(ValueError, match="of size 0.5 torchvision's rounding makes a side of 0"):
+        torchvision_shapes(0.5, scales_per_octave=1, aspect_ratios=(1.0,))
+
+
+@pytest.mark.parametrize("options", [{"aspect_ratios": ()}, {"scales_per_octave": 0}, {"size": 0}])
+@pytest.mark.parametrize("rounding", ["detectron", "torchvision"])
+def test_impossible_shapes_are_refused_with_any_rounding(rounding, options):
+    with pytest.raises(ValueError, match="anchors: "):
+        level_shapes(**{"size": 32, "stride": 8, "scales_per_octave": 3, "aspect_ratios": RATIOS, **options},
+                     rounding=rounding)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(160, 224), (800, 1088), (64, 64)])
+def test_the_best_overlap_with_steps_of_the_input(size):
+    shapes = [retinanet_shapes(s, scales_per_octave=3, aspect_ratios=RATIOS) for s in (32, 64, 128, 256, 512)]
+    grid = AnchorGrid(shapes=shapes, strides=(8, 16, 32, 64, 128), steps="input")
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(40, 2, generator=generator) * torch.tensor(size[::-1])
+    boxes = torch.cat([corners, corners + 5 + 300 * torch.rand(40, 2, generator=generator)], 1)
+    expected = box_iou(boxes.double(), torch.cat(grid(grid.sizes_for(*size), size)).double()).amax(1)
+    actual = grid.best_ious(boxes, torch.tensor([size] * 40))
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)

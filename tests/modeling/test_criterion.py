@@ -408,3 +408,37 @@ def test_extreme_outputs_away_from_ground_truth_stay_finite():
         parts = losses(make_criterion(box_loss=box_loss), outputs, batch)
         assert all(math.isfinite(part.item()) for part in parts)
         assert all(torch.isfinite(g).all() for g in gradients(parts, outputs))
+
+
+@pytest.mark.parametrize("options", [{}, {"box_loss_on": "selected", "box_loss_weight": 3.0}])
+@pytest.mark.parametrize("counts", [(3, 0, 1), (0, 0), (2,)])
+def test_per_image_is_the_mean_of_the_images_each_by_its_own_count(counts, options):
+    outputs, batch = make_outputs(len(counts)), make_truth(*counts, padding=1)
+    options = {**options, "sampler": every_second_of_all}
+    whole = losses(make_criterion(normalizer="per_image", **options), outputs, batch)
+    alone = make_criterion(normalizer="assigned", **options)
+    singles = []
+    for n in range(len(counts)):
+        single = Batch(**{k: v[n : n + 1] for k, v in vars(batch).items()})
+        logits, deltas = ([x[n : n + 1] for x in outputs[i]] for i in (0, 1))
+        singles.append(losses(alone, (logits, deltas, outputs[2]), single))
+    for actual, parts in zip(whole, zip(*singles, strict=True), strict=True):
+        assert actual.item() == pytest.approx(sum(part.item() for part in parts) / len(counts), rel=1e-5)
+        assert actual.requires_grad
+
+
+def every_second_of_all(labels, **offered):
+    return every_second(labels)
+
+
+def test_per_image_needs_no_value_from_the_device():
+    outputs, batch = make_outputs(2), make_truth(3, 0)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = [[mode.from_tensor(x.detach()) for x in level] for level in outputs]
+        batch = Batch(**{k: mode.from_tensor(v) for k, v in vars(batch).items()})
+        assert all(value.shape == () for value in make_criterion(normalizer="per_image")(*fake, batch).values())
+
+
+def test_per_image_has_no_moving_average():
+    with pytest.raises(ValueError, match="'per_image' .* normalizer_momentum must be 0 with it, not 0.9"):
+        make_criterion(normalizer="per_image", normalizer_momentum=0.9)

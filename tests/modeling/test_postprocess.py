@@ -176,6 +176,8 @@ def test_counts_must_be_positive(options):
         ("nms_iou", float("nan")),
         ("score_threshold", -0.05),
         ("score_threshold", 1.0),
+        ("coarsest_score_threshold", -0.05),
+        ("coarsest_score_threshold", 1.0),
     ],
 )
 def test_thresholds_out_of_range_are_refused(name, value):
@@ -187,3 +189,30 @@ def test_thresholds_out_of_range_are_refused(name, value):
 def test_the_ends_of_the_ranges_are_allowed(options):
     (found,) = run(one_level([[0.9], [0.8]], [[0, 0, 10, 10], [0, 0, 10, 9]]), **options)
     assert len(found) == (1 if options.get("nms_iou") != 1 else 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("corners", ["continuous", "pixels"])
+def test_where_nothing_overlaps_it_does_not_matter_when_boxes_are_clipped(seed, corners):
+    levels = make_levels(seed=seed)
+    options = {"nms_iou": 1.0, "corners": corners, "image_size": (80, 90), "original_size": (40, 120)}
+    for after, before in zip(run(levels, **options), run(levels, clip="before_nms", **options), strict=True):
+        assert torch.equal(after.boxes, before.boxes)
+        assert torch.equal(after.scores, before.scores)
+
+
+def test_what_is_no_number_is_dropped_when_clipping_comes_first():
+    scores, deltas, anchors = one_level([[0.9], [0.8]], [[0, 0, 9, 9], [20, 20, 30, 30]])
+    deltas[0][0, 1] = float("nan")
+    for corners in ("continuous", "pixels"):
+        (found,) = run((scores, deltas, anchors), clip="before_nms", corners=corners)
+        assert found.boxes.tolist() == [[0, 0, 9, 9]]
+
+
+def test_only_the_last_level_has_a_threshold_of_its_own():
+    scores, deltas, anchors = one_level([[0.03], [0.9]], [[0, 0, 10, 10], [20, 20, 30, 30]])
+    levels = scores * 2, deltas * 2, [anchors[0], anchors[0] + 50]
+    assert [len(image) for image in run(levels)] == [2]
+    (found,) = run(levels, coarsest_score_threshold=0.01)
+    assert found.boxes[2].tolist() == [50, 50, 60, 60]
+    assert [len(image) for image in run(levels, coarsest_score_threshold=0.95)] == [1]

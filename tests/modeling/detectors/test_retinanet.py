@@ -359,3 +359,20 @@ def test_norms_may_train_everywhere(cfg, make_batch, norm):
     cfg.merge_from_list(["MODEL.HEAD.RetinaNetHead.NORM", "GN"])
     losses = make_detector(cfg).train()(make_batch((64, 64), (64, 64)))
     assert torch.isfinite(losses["loss_cls"] + losses["loss_box"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["MODEL.NECK.FPN.SIZE_DIVISIBILITY", 128],
+        ["MODEL.ANCHORS.STEPS", "input"],
+        ["MODEL.ANCHORS.ROUNDING", "detectron"],
+    ],
+)
+def test_the_anchors_that_are_assigned_are_those_of_the_outputs(overrides):
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.BACKBONE.ResNet.DEPTH", 18, "MODEL.NECK.FPN.OUT_CHANNELS", 8, *overrides])
+    detector = make_detector(cfg)
+    batch = Batch.from_images([torch.zeros(3, 70, 100, dtype=torch.uint8)])
+    anchors = torch.cat(detector.raw_outputs(batch.images, batch.image_sizes).anchors)
+    assert torch.equal(detector.assign(batch)[0], anchors)

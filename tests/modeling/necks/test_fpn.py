@@ -143,3 +143,14 @@ def test_a_pyramid_with_a_gap_is_refused():
 def test_a_stride_that_is_no_power_of_two_is_refused():
     with pytest.raises(ValueError, match="stride 12 of feature 'res3'"):
         FPN(Features(res3=12))
+
+
+@pytest.mark.parametrize(("wanted", "divisibility"), [(None, 32), (32, 32), (128, 128)])
+def test_what_inputs_are_padded_to(bottom_up, wanted, divisibility):
+    assert FPN(bottom_up, out_channels=8, size_divisibility=wanted).size_divisibility == divisibility
+
+
+@pytest.mark.parametrize("wanted", [0, -32, 16, 48])
+def test_padding_must_fit_the_coarsest_feature(bottom_up, wanted):
+    with pytest.raises(ValueError, match=f"size_divisibility {wanted} is not a multiple of 32"):
+        FPN(bottom_up, out_channels=8, size_divisibility=wanted)
