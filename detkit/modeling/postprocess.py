@@ -65,7 +65,7 @@ def to_original(boxes: Tensor, image_sizes: Tensor, original_sizes: Tensor, corn
     """Scale boxes [..., R, 4] from resized pictures, (height, width) [..., 2], to the original ones, and clip them.
 
     "continuous" scales coordinates and clips them to 0..W. "pixels" scales a box's first and last pixels, x0 and
-    x1 - 1, and clips them to 0..W-1: a box is then at least a pixel wide (Detectron, whose x1 is that last pixel).
+    x1 - 1, and clips them to 0..W-1, so that at least a pixel is left (Detectron, whose x1 is that last pixel).
     """
     scale = torch.cat([(original_sizes / image_sizes).float().flip(-1)] * 2, -1)[..., None, :]  # x, y, x, y
     if corners == "continuous":
