@@ -9,10 +9,12 @@ from detkit.cli.figures import analyze_loss, plot_figures
 from detkit.cli.sweep import sweep
 from detkit.cli.train import parse_arguments, train_net
 from detkit.cli.weights import convert_weights, show_weights
+from detkit.cli.zoo import evaluate_zoo
 
 __all__ = [
     "analyze_loss",
     "convert_weights",
+    "evaluate_zoo",
     "main",
     "parse_arguments",
     "plot_figures",
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "analyze": analyze_loss,
         "weights": show_weights,
         "convert": convert_weights,
+        "zoo": evaluate_zoo,
         "env": _env,
     }
     if argv[:1] and argv[0] in commands:

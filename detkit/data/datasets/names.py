@@ -29,6 +29,7 @@ COCO_CLASSES = tuple(_NAMES.split(","))
 _PARTS = {
     "coco_2017_train": [("instances_train2017", "train2017")],
     "coco_2017_val": [("instances_val2017", "val2017")],
+    "coco_2017_val_100": [("instances_val2017_100", "val2017")],  # detectron2's, of its quick checks
     "coco_2017_test-dev": [("image_info_test-dev2017", "test2017")],
     "coco_2014_trainval35k": [("instances_train2014", "train2014"), ("instances_valminusminival2014", "val2014")],
     "coco_2014_minival": [("instances_minival2014", "val2014")],
