@@ -28,33 +28,35 @@ def config(*overrides):
 def detector(*overrides, classes=80, seed=0):
     """A narrow RetinaNet R50 with random values everywhere, norms and biases included."""
     torch.manual_seed(seed)
-    model = build_detector(config(*overrides), classes)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if not tensor.is_floating_point() or name.endswith("moving_normalizer"):
-                continue
-            if name.endswith("running_var"):
-                tensor.uniform_(0.5, 1.5)
-            elif name.endswith("norm.weight"):
-                tensor.uniform_(0.5, 1.0)
-            elif tensor.ndim == 1:
-                tensor.normal_(std=0.1)
-            else:
-                tensor.normal_(std=0.5 * (tensor[0].numel()) ** -0.5)
-    return model.eval()
+    return randomise(build_detector(config(*overrides), classes)).eval()
 
 
 @torch.no_grad()
-def make_it_detect(model, image, score_std=1.5, delta_std=0.3):
+def randomise(model):
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point() or name.endswith("moving_normalizer"):
+            continue
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+        elif name.endswith("norm.weight"):
+            tensor.uniform_(0.5, 1.0)
+        elif tensor.ndim == 1:
+            tensor.normal_(std=0.1)
+        else:
+            tensor.normal_(std=0.5 * (tensor[0].numel()) ** -0.5)
+    return model
+
+
+@torch.no_grad()
+def make_it_detect(model, image, score_std=1.5, delta_std=0.3, mean=-3.0):
     """Scale the last layers by what they say of a picture: scores spread around a low mean, boxes move a little."""
-    raw = model.raw_outputs(image[None], torch.tensor([image.shape[1:]]))
-    logits, deltas = torch.cat(raw.logits, 1), torch.cat(raw.deltas, 1)
-    model.head.cls_score.weight *= score_std / logits.std()
-    model.head.bbox_pred.weight *= delta_std / deltas.std()
     model.head.bbox_pred.bias.zero_()
-    model.head.cls_score.bias.fill_(0)
+    model.head.cls_score.bias.zero_()
     raw = model.raw_outputs(image[None], torch.tensor([image.shape[1:]]))
-    model.head.cls_score.bias -= torch.cat(raw.logits, 1).mean() + 3
+    model.head.cls_score.weight *= score_std / torch.cat(raw.logits, 1).std()
+    model.head.bbox_pred.weight *= delta_std / torch.cat(raw.deltas, 1).std()
+    raw = model.raw_outputs(image[None], torch.tensor([image.shape[1:]]))
+    model.head.cls_score.bias -= torch.cat(raw.logits, 1).mean() - mean
 
 
 # Detectron (Caffe2)
@@ -167,9 +169,9 @@ def torchvision_order(tensor, values):
 
 
 def torchvision_classes(tensor):
-    """80 classes to the 91 rows of COCO's ids, those of no class random, of every anchor."""
+    """80 classes to the 91 rows of COCO's ids, of every anchor; those of no class never score, as trained ones."""
     per_anchor = tensor.reshape(9, 80, *tensor.shape[1:])
-    rows = torch.randn(9, 91, *tensor.shape[1:])
+    rows = torch.full((9, 91, *tensor.shape[1:]), -20.0 if tensor.ndim == 1 else 0.0)
     for place, number in enumerate(TV_COCO_IDS):
         rows[:, number] = per_anchor[:, place]
     return rows.reshape(9 * 91, *tensor.shape[1:])
