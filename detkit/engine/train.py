@@ -41,6 +41,7 @@ from detkit.engine.starting_weights import (
     load_starting_weights,
     placed,
     values_are_the_configs,
+    weights_file,
 )
 from detkit.engine.trainer import Trainer
 from detkit.env import describe_environment
@@ -69,6 +70,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         setup_logging(folder if is_main() else None)
         if resume and not is_resumed:
             logger.warning("--resume: there is no checkpoint to resume from; starting anew")
+        if not is_resumed:
+            weights_file(cfg)  # first of all: a large data set takes minutes to read
         index = build_training_data(cfg)
         _log_data(index, plan)
         trainer = _build_trainer(cfg, plan, index.class_names, device, is_resumed)

@@ -10,6 +10,7 @@ from detkit.checkpoint import CheckpointError
 from detkit.data import DataError, load_image
 from detkit.engine import Predictor, train
 from detkit.files import cache_folder
+from tests.checkpoint import foreign
 
 
 @pytest.fixture
@@ -48,6 +49,19 @@ def test_odd_sizes_and_their_own_pixels(trained):
 def test_what_is_no_picture_is_refused(trained, bad):
     with pytest.raises((DataError, TypeError, ValueError)):
         Predictor(trained / "checkpoints/model_final.pth")([bad])
+
+
+def test_weights_of_detectron2_with_a_config(tmp_path):
+    """Classes are the data's, which no file has to be there for."""
+    source = foreign.detector(seed=1)
+    arrays = {name: tensor.numpy() for name, tensor in source.state_dict().items()}
+    foreign.write_pickle(tmp_path / "model_final.pkl", {"model": arrays, "__author__": "Detectron2 Model Zoo"})
+    cfg = foreign.config("DATASETS.TRAIN", ["coco_2017_train"], "MODEL.WEIGHTS", str(tmp_path / "model_final.pkl"))
+    predict = Predictor(cfg)
+    assert predict.class_names[:2] == ("person", "bicycle")
+    picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    (found,) = predict([picture])
+    assert len(found.boxes)
 
 
 def test_refusals_name_the_file(trained, tmp_path, config):

@@ -16,6 +16,7 @@ from detkit.data import DataError, build_train_loader
 from detkit.engine import NonFiniteLossError, evaluate_only, import_projects, train
 from detkit.log import read_json_lines
 from detkit.registry import open_dataset
+from tests.checkpoint import foreign
 
 
 def digest(folder):
@@ -262,7 +263,24 @@ def test_frozen_layers_without_weights_are_refused(config):
     with pytest.raises(ConfigError, match=r"frozen layers"):
         train(config("MODEL.BACKBONE.ResNet.FREEZE_AT=2"))
     with pytest.raises(ConfigError, match=r"there is no file weights/R-50.pth. Put it there .*_scratch.yaml"):
-        train(config("MODEL.WEIGHTS=weights/R-50.pth"))
+        train(config("MODEL.WEIGHTS=weights/R-50.pth", "DATASETS.TRAIN=coco:nowhere.json:nowhere"))
+
+
+def test_training_starts_from_imagenet_weights_as_the_paper_does(config, tmp_path):
+    """A backbone in Caffe2's format, frozen norms and two frozen stages, as in configs/retinanet_R50_FPN.yaml."""
+    narrow = [f"{key}={value}" for key, value in zip(foreign.NARROW[::2], foreign.NARROW[1::2], strict=True)]
+    source = foreign.as_affine(foreign.detector(seed=1))
+    foreign.write_pickle(tmp_path / "R-50.pkl", foreign.caffe2_backbone(source))
+    like_the_paper = ("MODEL.BACKBONE.ResNet.DEPTH=50", "MODEL.BACKBONE.ResNet.NORM=FrozenBN",
+                      "MODEL.BACKBONE.ResNet.FREEZE_AT=2", "MODEL.WEIGHTS=R-50.pkl")  # fmt: skip
+    train(config(*narrow, *like_the_paper, "DATASETS.TEST=[]", "SOLVER.MAX_ITER=2", "OUTPUT_DIR=out"))
+    trained = load_file(tmp_path / "out/checkpoints/model_final.pth")["model"]
+    for name, tensor in source.backbone.bottom_up.state_dict().items():
+        if name.startswith(("stem", "res2")) or "norm" in name:
+            assert torch.equal(trained[f"backbone.bottom_up.{name}"], tensor), name
+    moved = trained["backbone.bottom_up.res5.2.conv3.weight"]
+    assert not torch.equal(moved, source.backbone.bottom_up.res5[2].conv3.weight)
+    assert "a backbone of Detectron (Caffe2)" in (tmp_path / "out/log.txt").read_text()
 
 
 def test_a_batch_that_finds_no_data(config):
