@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from detkit.checkpoint import CheckpointError, load_file
+from detkit.checkpoint.weights import tensors_in
 from tests.checkpoint import hostile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,3 +94,29 @@ def test_the_reason_is_said(corpus, name, reason):
     found = [message for key, (_, message, *_) in corpus[3].items() if name in key]
     assert found
     assert any(reason in message for message in found), found
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pkl", "safetensors"])
+def test_random_damage_is_found_or_harmless(kind, tmp_path):
+    """Bytes changed, removed or doubled at random: tensors by name, or our error, and nothing else."""
+    data = hostile.good()[kind]
+    rng = np.random.default_rng(7)
+    path = tmp_path / "w.pth"
+    refused = 0
+    for _ in range(250):
+        bad = bytearray(data)
+        for _ in range(int(rng.integers(1, 4))):
+            place, length = int(rng.integers(len(bad))), int(rng.integers(1, 9))
+            change = int(rng.integers(3))
+            if change == 0:
+                bad[place] = int(rng.integers(256))
+            elif change == 1:
+                del bad[place : place + length]
+            else:
+                bad[place:place] = bad[place : place + length]
+        path.write_bytes(bad)
+        try:
+            tensors_in(load_file(path), path)
+        except CheckpointError:
+            refused += 1
+    assert refused > 100
