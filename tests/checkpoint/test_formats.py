@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from detkit.checkpoint import load_weights
+from detkit.checkpoint import CheckpointError, load_weights
 from detkit.structures import Batch
 from tests.checkpoint import foreign
 
@@ -240,3 +240,23 @@ def test_a_detector_of_the_file_detects_the_same(tmp_path):
         assert torch.equal(a.boxes, b.boxes)
         assert torch.equal(a.scores, b.scores)
         assert torch.equal(a.classes, b.classes)
+
+
+@pytest.mark.parametrize("library", ["torchvision", "caffe2"])
+def test_a_resnext(library, tmp_path):
+    """Groups, and the stride in the 3x3: of torchvision's resnext101_32x8d and of X-101-32x8d.pkl, narrow."""
+    groups = ("MODEL.BACKBONE.ResNet.NUM_GROUPS", 4, "MODEL.BACKBONE.ResNet.STRIDE_IN_1X1", False)
+    source, target = (foreign.as_affine(foreign.detector(*groups, seed=seed)) for seed in (1, 2))
+    path = tmp_path / "x"
+    if library == "caffe2":
+        foreign.write_pickle(path, foreign.caffe2_backbone(source))
+    else:
+        torch.save(foreign.torchvision_resnet(source), path)
+    report = load_weights(target, path)
+    assert not any("STRIDE_IN_1X1" in note for note in report.notes)
+    for key, tensor in source.backbone.bottom_up.state_dict().items():
+        assert torch.equal(target.backbone.bottom_up.state_dict()[key], tensor), key
+    wrong = foreign.detector(*groups[:2])
+    assert any("STRIDE_IN_1X1 should be false" in note for note in load_weights(wrong, path).notes)
+    with pytest.raises(CheckpointError, match=r"looks like ResNeXt-50-4x4d, and the config's backbone is ResNet-50"):
+        load_weights(foreign.detector(), path)
