@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detkit.checkpoint.data_pickle import UnsafePickleError, plain_key
+from detkit.checkpoint.data_pickle import UnsafePickleError, plain_key, shown
 
 _TYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
@@ -22,7 +22,7 @@ class PickledType:
         text = name.decode("latin-1") if isinstance(name, bytes) else name
         if not isinstance(text, str) or text.lstrip("<>=|") not in _TYPES:
             raise UnsafePickleError(
-                f"an array of type {str(text)[:20]!r}; weights are {', '.join(_TYPES)} (object arrays can hide code)"
+                f"an array of type {shown(text)}; weights are {', '.join(_TYPES)} (object arrays can hide code)"
             )
         self.name = text.lstrip("<>=|")
         self.order = "<"
@@ -33,7 +33,7 @@ class PickledType:
             raise UnsafePickleError("an array of records; weights are arrays of numbers")
         order = state[1].decode("latin-1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "=", "|"):
-            raise UnsafePickleError(f"an array of unknown byte order {str(order)[:20]!r}")
+            raise UnsafePickleError(f"an array of unknown byte order {shown(order)}")
         self.order = order
 
     def dtype(self) -> np.dtype:
@@ -46,6 +46,7 @@ class PickledArray:
 
     def __init__(self) -> None:
         self._state: tuple[tuple[int, ...], PickledType, bool, bytes] | None = None
+        self._tensor: Tensor | None = None
 
     def set_state(self, state: Any) -> None:
         """Take (version, shape, type, is Fortran-ordered, bytes)."""
@@ -63,7 +64,7 @@ class PickledArray:
             raise UnsafePickleError(f"an array made of a {type(raw).__name__}, not of bytes (object arrays hide code)")
         shape = shape if isinstance(shape, tuple) else (shape,)
         if len(shape) > 8 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
-            raise UnsafePickleError(f"an array of impossible shape {str(shape)[:60]}")
+            raise UnsafePickleError(f"an array of impossible shape ({', '.join(map(shown, shape[:8]))})")
         if math.prod(shape) * kind.dtype().itemsize != len(raw):
             raise UnsafePickleError(
                 f"an array of shape {list(shape)} and type {kind.name} that has {len(raw)} bytes: damaged"
@@ -79,8 +80,10 @@ class PickledArray:
         return flat.reshape(shape, order="F" if is_fortran else "C")
 
     def tensor(self) -> Tensor:
-        """Return the array as a tensor."""
-        return torch.from_numpy(np.array(self.array(), order="C"))
+        """Return the array as a tensor; one that has many names in the file is the same tensor under each."""
+        if self._tensor is None:
+            self._tensor = torch.from_numpy(np.array(self.array(), order="C"))
+        return self._tensor
 
 
 def _number(kind: Any, raw: Any = None) -> Any:
@@ -103,7 +106,7 @@ def _empty_array(*_: Any) -> PickledArray:
 def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
     """Bytes in the pickles of protocol 2: text to be encoded."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise UnsafePickleError(f"bytes that are encoded by {str(encoding)[:20]!r}")
+        raise UnsafePickleError(f"bytes that are encoded by {shown(encoding)}")
     return text.encode("latin-1")
 
 

@@ -13,6 +13,9 @@ from typing import Any, BinaryIO
 
 MOST_INSTRUCTIONS = 1_000_000  # a checkpoint with its optimiser has some ten thousand
 _LARGEST_KEY = 1 << 61  # integers from here on can be made to collide in a dict
+_MOST_BITS = 256  # of an integer; arithmetic on those of megabytes takes hours
+_MOST_COPIED = 4  # times the file's length: what all calls together may take; honest ones stay below 3
+_ITEM = 8  # bytes that an item of a container is counted as; the least that one costs in a file is 2
 
 
 class UnsafePickleError(ValueError):
@@ -25,6 +28,11 @@ class BoundedFile:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._left = size - file.tell()
+
+    @property
+    def left(self) -> int:
+        """How many bytes there are to its end."""
+        return self._left
 
     def read(self, count: int) -> bytes:
         """Return exactly `count` bytes."""
@@ -60,7 +68,7 @@ def read_pickle(
     that is to take a state (BUILD) has a method `set_state`. `persistent` resolves references to what lies outside the
     pickle. Raises UnsafePickleError for any other name, for objects of any other kind, and for damage.
     """
-    machine = _Machine(calls, persistent)
+    machine = _Machine(calls, persistent, _MOST_COPIED * file.left)
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]
             if count >= MOST_INSTRUCTIONS:
@@ -80,8 +88,11 @@ def read_pickle(
 class _Machine:
     """The stack, the marks and the memo of one pickle."""
 
-    def __init__(self, calls: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self, calls: Mapping[str, Callable[..., Any]], persistent: Callable[[Any], Any] | None, most_copied: int
+    ) -> None:
         self._calls = calls
+        self._may_copy = most_copied
         self._persistent = persistent
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
@@ -90,6 +101,8 @@ class _Machine:
     def step(self, name: str, argument: Any) -> None:
         """Carry out one instruction."""
         if name in _VALUES:
+            if isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
+                raise UnsafePickleError(f"an integer of {argument.bit_length()} bits: no file of weights")
             self._stack.append(argument)
         elif name in _CONSTANTS:
             self._stack.append(_CONSTANTS[name]())
@@ -217,14 +230,23 @@ class _Machine:
     def _do_reduce(self) -> None:
         arguments = self._stack.pop()
         name = _expect(self._stack.pop(), Name)
-        self._stack.append(name.call(*_expect(arguments, tuple)))
+        self._count_copied(_expect(arguments, tuple))
+        self._stack.append(name.call(*arguments))
 
     def _do_build(self) -> None:
         state = self._stack.pop()
         target = self._stack[-1]
         if not hasattr(target, "set_state"):
             raise UnsafePickleError(f"it sets attributes of a {type(target).__name__}: an object, not only data")
+        self._count_copied(state if isinstance(state, tuple) else (state,))
         target.set_state(state)
+
+    def _count_copied(self, arguments: tuple[Any, ...]) -> None:
+        """Refuse calls that take the same large values again and again: what they make could be of any size."""
+        self._may_copy -= sum(len(value) for value in arguments if isinstance(value, (str, bytes, bytearray)))
+        self._may_copy -= sum(_ITEM * len(value) for value in arguments if isinstance(value, _CONTAINERS))
+        if self._may_copy < 0:
+            raise UnsafePickleError("it makes copies of the same content without end (a bomb?)")
 
     def _do_binpersid(self) -> None:
         if self._persistent is None:
@@ -237,6 +259,7 @@ _VALUES = {
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
+_CONTAINERS = (tuple, list, dict, set, frozenset)
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -260,6 +283,16 @@ def plain_key(key: Any) -> Any:
     if key is None or isinstance(key, (str, bytes, bool)) or (isinstance(key, int) and abs(key) < _LARGEST_KEY):
         return key
     raise UnsafePickleError(f"a {type(key).__name__} as a key, where weights have names or small integers")
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message: text and numbers, shortened, and the type of any other.
+
+    A container is not written out: one that holds another twice, thirty times over, has a billion parts.
+    """
+    if value is None or isinstance(value, (str, bytes, int, float)):
+        return repr(value[:40] if isinstance(value, (str, bytes)) else value)
+    return f"a {type(value).__name__}"
 
 
 def _short(error: Exception) -> str:

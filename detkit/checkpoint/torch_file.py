@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 
 from detkit.checkpoint.arrays import ARRAY_CALLS, PickledDict, only_a_name
-from detkit.checkpoint.data_pickle import BoundedFile, Name, UnsafePickleError, read_pickle
+from detkit.checkpoint.data_pickle import BoundedFile, Name, UnsafePickleError, read_pickle, shown
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what torch.save wrote first until 1.6
 _MOST_MEMBERS = 200_000
@@ -45,7 +45,7 @@ def load_zip(file: BinaryIO, size: int) -> Any:
         kind, key, count = _storage_of(reference, 5)
         member = members.get(f"{folder}data/{key}")
         if member is None or member.file_size != count * _BYTES_OF[kind]:
-            raise UnsafePickleError(f"damaged: storage '{str(key)[:20]}' is not the {count} elements that it should be")
+            raise UnsafePickleError(f"damaged: storage {shown(key)} is not the {count} elements that it should be")
         return _Storage(count)
 
     read_pickle(BoundedFile(io.BytesIO(content), len(content)), _TORCH_CALLS, persistent=check_storage)
@@ -62,7 +62,7 @@ def load_legacy(file: BinaryIO, size: int) -> Any:
         if reference[5] is not None:
             raise UnsafePickleError("it shares storages in the way of torch 0.1; save it anew with a torch since 1.6")
         if storages.setdefault(key, 8 + count * _BYTES_OF[kind]) != 8 + count * _BYTES_OF[kind]:
-            raise UnsafePickleError(f"damaged: storage '{str(key)[:20]}' has two sizes")
+            raise UnsafePickleError(f"damaged: storage {shown(key)} has two sizes")
         return _Storage(count)
 
     rest = BoundedFile(file, size)
@@ -72,7 +72,7 @@ def load_legacy(file: BinaryIO, size: int) -> Any:
         read_pickle(rest, {})
     read_pickle(rest, _TORCH_CALLS, persistent=check_storage)
     keys = read_pickle(rest, {})
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+    if not isinstance(keys, list) or len(keys) != len(storages) or not all(_is_in(key, storages) for key in keys):
         raise UnsafePickleError("damaged: the storages are not those that its tensors name")
     if file.tell() + sum(storages.values()) > size:
         raise UnsafePickleError(f"cut off or damaged: its storages have {sum(storages.values())} bytes")
@@ -112,7 +112,7 @@ def _storage_of(reference: Any, parts: int) -> tuple[str, Any, int]:
     if not isinstance(kind, Name) or kind.text not in _BYTES_OF or not isinstance(key, str):
         raise UnsafePickleError("damaged: a storage without a type or a key")
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise UnsafePickleError(f"damaged: a storage of {str(count)[:20]} elements")
+        raise UnsafePickleError(f"damaged: a storage of {shown(count)} elements")
     return kind.text, key, count
 
 
@@ -128,6 +128,10 @@ def _check_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -
         elements, last = elements * side, last + max(side - 1, 0) * step
     if elements > storage.count or (elements and last >= storage.count):
         raise UnsafePickleError(f"a tensor of shape {list(shape)[:8]} whose storage has {storage.count} elements")
+
+
+def _is_in(key: Any, storages: dict[str, int]) -> bool:
+    return isinstance(key, str) and key in storages
 
 
 def _same(value: Any, *_: Any) -> Any:

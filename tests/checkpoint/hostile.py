@@ -194,7 +194,7 @@ def malformed_contents():
     for name, data in good().items():
         for share in (0.1, 0.5, 0.9, 0.99):
             files[f"{name} cut to {share}"] = data[: int(len(data) * share)]
-    files |= _bad_pickles() | _bad_zips() | _bad_safetensors()
+    files |= _bad_pickles() | _bombs() | _bad_zips() | _bad_safetensors()
     return files
 
 
@@ -241,6 +241,34 @@ def _bad_pickles():
     }  # fmt: skip
 
 
+FLOATS, FOUR = text("f4"), text("aaaa")
+
+
+def _bombs():
+    """Small pickles whose values, written out or copied, are of any size."""
+    laughs = b"K\x01" + b"2\x86" * 60  # a pair of a pair of ..., each part twice the same: 2^60 numbers
+    dtype = lambda kind=FLOATS: call("numpy", "dtype", kind, b"K\x00")  # noqa: E731
+    empty = call("numpy.core.multiarray", "_reconstruct", glob("numpy", "ndarray"), b"K\x00\x85", text("b"))
+    state = lambda shape, raw=FOUR: op(empty, b"(K\x01", shape, dtype(), b"\x89", raw, b"tb")  # noqa: E731
+    giant = b"\x8b" + struct.pack("<I", 1_000_000) + b"\x01" * 1_000_000
+    pairs = op(b"](", b"".join(b"J" + struct.pack("<i", k) + b"N\x86" for k in range(5000)), b"e")
+    copies = lambda maker, value: in_weights(  # noqa: E731
+        op(maker, b"q\x010", value, b"q\x020](", b"h\x01h\x02\x85R" * 5000, b"e")
+    )
+    one_raw = op(text("x" * 1_000_000), b"q\x020](", state(b"J" + struct.pack("<i", 250_000), b"h\x02") * 1000, b"e")
+    return {
+        "a shape of endless pairs": in_weights(state(laughs)),
+        "a type of endless pairs": in_weights(dtype(laughs)),
+        "a byte order of endless pairs": in_weights(op(dtype(), b"(K\x03", laughs, b"NNNK\x00K\x00K\x00tb")),
+        "an encoding of endless pairs": in_weights(call("_codecs", "encode", text("a"), laughs)),
+        "a shape of megabytes of digits": in_weights(state(op(b"(", giant, b"2" * 7, b"t"))),
+        "copies of a dict": copies(glob("collections", "OrderedDict"), pairs),
+        "copies of a set": copies(glob("__builtin__", "set"), pairs.replace(b"N\x86", b"")),
+        "copies of text": copies(glob("_codecs", "encode"), text("x" * 1_000_000)),
+        "copies of an array's bytes": in_weights(one_raw),
+    }
+
+
 def _number(value):
     data = value.to_bytes(16, "little")
     return b"\x8a" + bytes([len(data)]) + data
@@ -273,7 +301,12 @@ def _bad_zips():
             op(b"\x80\x02}", text("a"), call("builtins", "bytearray", b"J\x00\x00\x00\x7f"), b"s.")
         ),
     }
+    laughs = b"K\x01" + b"2\x86" * 60
+    counted = op(b"\x80\x02(", text("storage"), glob("torch", "FloatStorage"), text("0"), text("cpu"), laughs, b"tQ.")
+    files["a storage of endlessly many elements"] = torch_zip(counted)
     legacy = good()["legacy"]
+    keys = legacy.rindex(b"\x80\x02]")
+    files["legacy, a key of endless pairs"] = legacy[:keys] + op(b"\x80\x02]", laughs, b"a.")
     return {**files, "legacy of other storages": legacy.replace(b"K\x0c", b"K\x7f"), "legacy, magic only": legacy[:14]}
 
 

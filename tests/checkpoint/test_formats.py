@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from detkit.checkpoint import CheckpointError, load_weights
+from detkit.checkpoint import CheckpointError, load_file, load_weights
 from detkit.structures import Batch
 from tests.checkpoint import foreign
 
@@ -260,3 +260,10 @@ def test_a_resnext(library, tmp_path):
     assert any("STRIDE_IN_1X1 should be false" in note for note in load_weights(wrong, path).notes)
     with pytest.raises(CheckpointError, match=r"looks like ResNeXt-50-4x4d, and the config's backbone is ResNet-50"):
         load_weights(foreign.detector(), path)
+
+
+def test_an_array_of_many_names_is_one_tensor(tmp_path):
+    """As NumPy pickles it, once; a hundred thousand names of one array would else be as many copies."""
+    array = np.arange(4.0)
+    content = load_file(foreign.write_pickle(tmp_path / "w.pkl", {"model": {"a": array, "b": array}}))
+    assert content["model"]["a"] is content["model"]["b"]

@@ -87,6 +87,10 @@ def test_nothing_takes_long_or_much_memory(corpus):
         ("zeros", "is not a file, but a folder, pipe or device"),
         ("dangling", "to which it is a link"),
         ("a big bytearray.pth", "which weights are not made of"),
+        ("a shape of endless pairs", "impossible shape (a tuple, a tuple)"),
+        ("megabytes of digits", "an integer of 7999993 bits"),
+        ("copies of a dict", "copies of the same content"),
+        ("copies of an array's bytes", "copies of the same content"),
         ("two million instructions", "more than 1000000 instructions"),
     ],
 )
