@@ -7,6 +7,7 @@ members, no tensor with more elements than its storage, no storage larger than i
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -29,6 +30,7 @@ _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16
 def load_zip(file: BinaryIO, size: int) -> Any:
     """Return the content of a file in torch's format since 1.6, a zip archive; tensors are on the CPU."""
     with zipfile.ZipFile(file) as archive:
+        _refuse_two_readings(file, size, len(archive.infolist()))
         members = _members(archive, size)
         pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
         if any(name.endswith("/constants.pkl") for name in members):
@@ -37,12 +39,16 @@ def load_zip(file: BinaryIO, size: int) -> Any:
             raise UnsafePickleError(f"a zip archive that torch.save did not write (it holds {_some(members)})")
         broken = archive.testzip()
         if broken is not None:
-            raise UnsafePickleError(f"damaged (the checksum of '{broken}' is wrong)")
+            raise UnsafePickleError(f"damaged (the checksum of {shown(broken)} is wrong)")
         folder = pickles[0].removesuffix("data.pkl")
         content = archive.read(pickles[0])
 
+    kinds: dict[str, str] = {}
+
     def check_storage(reference: Any) -> _Storage:
         kind, key, count = _storage_of(reference, 5)
+        if kinds.setdefault(key, kind) != kind:
+            raise UnsafePickleError(f"damaged: storage {shown(key)} has two types")
         member = members.get(f"{folder}data/{key}")
         if member is None or member.file_size != count * _BYTES_OF[kind]:
             raise UnsafePickleError(f"damaged: storage {shown(key)} is not the {count} elements that it should be")
@@ -87,6 +93,37 @@ class _Storage:
         self.count = count
 
 
+def _refuse_two_readings(file: BinaryIO, size: int, count: int) -> None:
+    """Refuse an archive whose directory is not right before its end, where the end says, with as many members.
+
+    Python looks for the directory before the end, torch where the end says: where these are two places, one archive
+    could be looked through and another one be loaded.
+    """
+    ends = _wide_end(file, size) or _end(file, size)
+    if ends is None or ends[:2] != (ends[2], count):
+        raise UnsafePickleError("its directory can be read in two ways, which torch.save never writes")
+
+
+def _end(file: BinaryIO, size: int) -> tuple[int, int, int] | None:
+    """Return where the directory ends by what the last 22 bytes say, its members, and where these bytes begin."""
+    file.seek(max(0, size - 22))
+    magic, *_, members, length, start, comment = struct.unpack("<4s4H2IH", file.read(22))
+    if magic != b"PK\5\6" or comment or 0xFFFFFFFF in (length, start) or members == 0xFFFF:
+        return None
+    return start + length, members, size - 22
+
+
+def _wide_end(file: BinaryIO, size: int) -> tuple[int, int, int] | None:
+    """Do what _end does for archives of 64 bits, which say it in 76 bytes before the last 22; None for others."""
+    file.seek(max(0, size - 98))
+    record, locator = file.read(56), file.read(20)
+    if len(locator) < 20 or not locator.startswith(b"PK\6\7"):
+        return None
+    magic, rest, *_, members, length, start = struct.unpack("<4sQ2H2I4Q", record)
+    is_there = struct.unpack("<4sIQI", locator)[2] == size - 98
+    return (start + length, members, size - 98) if magic == b"PK\6\6" and rest == 44 and is_there else (-1, -1, 0)
+
+
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     """Return the members by name, refused where they could expand, hide one another or be read in two ways."""
     infos = archive.infolist()
@@ -94,9 +131,11 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         raise UnsafePickleError(f"{len(infos)} members; files of torch.save have one for each tensor")
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise UnsafePickleError(f"'{info.filename[:40]}' is compressed, which torch.save never does (a zip bomb?)")
+            raise UnsafePickleError(f"{shown(info.filename)} is compressed, which torch.save never does (a zip bomb?)")
         if info.flag_bits & 1:
-            raise UnsafePickleError(f"'{info.filename[:40]}' is encrypted")
+            raise UnsafePickleError(f"{shown(info.filename)} is encrypted")
+        if info.orig_filename != info.filename or not info.filename.isascii():
+            raise UnsafePickleError(f"{shown(info.filename)} is a name that can be read in two ways")
     if sum(info.file_size for info in infos) > size:
         raise UnsafePickleError("its members overlap (a zip bomb?)")
     if len({info.filename.lower() for info in infos}) != len(infos):

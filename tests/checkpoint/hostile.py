@@ -295,6 +295,15 @@ def _bad_zips():
         "a missing stride": torch_zip(one(stride=())),
         "a quantised tensor": torch_zip(one(kind="QInt8Storage")),
         "a key out of the folder": torch_zip(one(key="../../data.pkl")),
+        "a storage of two types": torch_zip(
+            op(b"\x80\x02]", torch_tensor(kind="ShortStorage", count=8), b"a", torch_tensor(), b"a.")
+        ),
+        "two directories": _two_directories(
+            torch_zip(tensor, more=_room(1)), torch_zip(one(kind="IntStorage"), more=_room(9))
+        ),
+        "bytes before the archive": b"PK\x03\x04" + torch_zip(tensor),
+        "bytes behind the archive": torch_zip(tensor) + b"behind",
+        "a directory of fewer members": _with_count(torch_zip(tensor), 2),
         "a changed byte": _changed(torch_zip(tensor)),
         "overlapping members": _overlapping(torch_zip(tensor, more=[("a/data/1", b"\x01" * 100_000)])),
         "a bytearray": torch_zip(
@@ -313,6 +322,34 @@ def _bad_zips():
 def _changed(data):
     place = data.index(b"a/data/0") + 60
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def _room(count):
+    return [("a/room", b"\x00" * count)]
+
+
+def _two_directories(looked_at, loaded):
+    """One archive before the other: Python reads the directory before the end, torch the one that the end points to."""
+    start, size = _directory(looked_at)
+    other = sum(_directory(loaded))
+    directory, shift = bytearray(looked_at[start : start + size]), start + size  # as far as Python shifts all offsets
+    for place in [i for i in range(size) if directory.startswith(b"PK\x01\x02", i)]:
+        offset = struct.unpack("<I", directory[place + 42 : place + 46])[0] + other - shift
+        directory[place + 42 : place + 46] = struct.pack("<I", offset)
+    end = looked_at[start + size :]
+    end = end[:16] + struct.pack("<I", other - size) + end[20:]
+    return loaded[:other] + looked_at[:start] + directory + end
+
+
+def _directory(data):
+    """Where the directory of an archive begins, and its length."""
+    size, start = struct.unpack("<II", data[data.rindex(b"PK\x05\x06") + 12 :][:8])
+    return start, size
+
+
+def _with_count(data, count):
+    end = data.rindex(b"PK\x05\x06")
+    return data[: end + 8] + struct.pack("<HH", count, count) + data[end + 12 :]
 
 
 def _overlapping(data):

@@ -88,6 +88,7 @@ def test_nothing_takes_long_or_much_memory(corpus):
         ("dangling", "to which it is a link"),
         ("a big bytearray.pth", "which weights are not made of"),
         ("a shape of endless pairs", "impossible shape (a tuple, a tuple)"),
+        ("two directories", "its directory can be read in two ways"),
         ("megabytes of digits", "an integer of 7999993 bits"),
         ("copies of a dict", "copies of the same content"),
         ("copies of an array's bytes", "copies of the same content"),
