@@ -11,7 +11,7 @@ from detkit.checkpoint.dialects.translation import BACKBONE
 
 _DEPTHS: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 _BASIC_DEPTHS: dict[tuple[int, ...], int] = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
-_BLOCK = re.compile(re.escape(BACKBONE) + r"(res[2-5])\.(\d+)\.conv1\.weight")
+_BLOCK = re.compile(re.escape(BACKBONE) + r"(res[2-5])\.([0-9]{1,4})\.conv1\.weight")
 
 
 def describe_backbone(tensors: Mapping[str, Tensor]) -> str:
@@ -26,7 +26,8 @@ def describe_backbone(tensors: Mapping[str, Tensor]) -> str:
     depth = (_DEPTHS if has_bottlenecks else _BASIC_DEPTHS).get(tuple(counts))
     if depth is None:
         return f"a ResNet with {', '.join(map(str, counts))} blocks" if any(counts) else ""
-    return f"ResNe{_groups(tensors[f'{BACKBONE}res2.0.conv2.weight'], depth)}"
+    conv2 = tensors.get(f"{BACKBONE}res2.0.conv2.weight")
+    return f"ResNe{_groups(conv2, depth)}" if conv2 is not None and conv2.ndim == 4 else f"a ResNet-{depth}"
 
 
 def _groups(conv2: Tensor, depth: int) -> str:

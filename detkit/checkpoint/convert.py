@@ -16,7 +16,8 @@ from detkit.checkpoint.dialects import BACKBONE
 from detkit.checkpoint.download import local_file
 from detkit.checkpoint.errors import CheckpointError
 from detkit.checkpoint.reading import load_file
-from detkit.checkpoint.weights import tensors_in, translated
+from detkit.checkpoint.report import short_name
+from detkit.checkpoint.weights import class_names_in, tensors_in, translated
 from detkit.files import write_atomically
 
 _ABOUT = ("class_names", "config")  # what a checkpoint of ours says beside its tensors
@@ -37,7 +38,7 @@ def convert_weights(source: Path | str, target: Path | str, *, backbone_only: bo
     if target.exists():
         raise CheckpointError(f"{target}: is there already; give another name, or remove it")
     content = load_file(local_file(source))
-    tensors = translated(tensors_in(content, source), None).tensors
+    tensors = translated(tensors_in(content, source), None, source).tensors
     if backbone_only:
         tensors = _backbone(tensors, source)
     about = {} if backbone_only else {key: content[key] for key in _ABOUT if content.get(key)}
@@ -49,14 +50,21 @@ def convert_weights(source: Path | str, target: Path | str, *, backbone_only: bo
 
 def describe(content: Any, source: Path | str) -> str:
     """Return what load_file returned as text: its format, and each tensor's name there, name here, shape and type."""
-    translation = translated(tensors_in(content, source), None)
+    translation = translated(tensors_in(content, source), None, source)
     rows = [
-        (translation.sources[name], name, str(list(tensor.shape)), str(tensor.dtype).removeprefix("torch."))
+        (
+            short_name(translation.sources[name]),
+            short_name(name),
+            str(list(tensor.shape)),
+            str(tensor.dtype).removeprefix("torch."),
+        )
         for name, tensor in translation.tensors.items()
     ]
-    rows += [(name, "", why, "") for name, why in translation.skipped.items()]
-    names = content.get("class_names")
-    head = f"{source}: {translation.format}, {len(rows)} tensors" + (f"; classes: {', '.join(names)}" if names else "")
+    rows += [(short_name(name), "", why, "") for name, why in translation.skipped.items()]
+    names = class_names_in(content, source)
+    head = f"{source}: {translation.format}, {len(rows)} tensors" + (
+        f"; classes: {', '.join(map(short_name, names))}" if names else ""
+    )
     return f"{head}\n\n{tabulate(rows, ['in the file', 'here', 'shape', 'type'], tablefmt='github')}"
 
 
@@ -72,7 +80,9 @@ def _backbone(tensors: dict[str, Tensor], source: Path | str) -> dict[str, Tenso
 def _write_detectron2(tensors: dict[str, Tensor], about: dict[str, Any], file: BinaryIO) -> None:
     halves = [name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16]
     if halves:
-        raise CheckpointError(f"'{halves[0]}' is bfloat16, which NumPy lacks: write .safetensors or .pth instead")
+        raise CheckpointError(
+            f"'{short_name(halves[0])}' is bfloat16, which NumPy lacks: write .safetensors or .pth instead"
+        )
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     pickle.dump({"model": arrays, "__author__": _AUTHOR, **about}, file, protocol=2)
 

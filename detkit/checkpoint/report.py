@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 
 from tabulate import tabulate
 
+_LONGEST = 200
+
 
 class TensorRow(NamedTuple):
     """One tensor: its name in the file ("" where it is missing), ours ("" where it has none), and what happened."""
@@ -68,7 +70,17 @@ class LoadReport:
     def table(self) -> str:
         """Return every tensor as a table: name in the file, name here, what happened and why."""
         header = ["in the file", "here", "", "why"]
-        return tabulate([list(row) for row in self.rows], headers=header, tablefmt="github", disable_numparse=True)
+        rows = [list(map(short_name, row)) for row in self.rows]
+        return tabulate(rows, headers=header, tablefmt="github", disable_numparse=True)
+
+
+def short_name(name: str) -> str:
+    """Return a name of a file as it can be printed in a line: no control characters, and no more than 200 characters.
+
+    One name of a megabyte would widen every row of a table to it.
+    """
+    text = name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _in_groups(names: dict[str, str]) -> str:
@@ -76,6 +88,6 @@ def _in_groups(names: dict[str, str]) -> str:
     by_reason: dict[str, list[str]] = {}
     for name, why in names.items():
         by_reason.setdefault(why, []).append(name)
-    parts = [f"{group[0]}{f' and {len(group) - 1} more' if group[1:] else ''} ({why})"
+    parts = [f"{short_name(group[0])}{f' and {len(group) - 1} more' if group[1:] else ''} ({why})"
              for why, group in by_reason.items()]  # fmt: skip
     return ", ".join(parts[:3]) + (", ..." if len(parts) > 3 else "")

@@ -15,12 +15,14 @@ from detkit.checkpoint.download import local_file
 from detkit.checkpoint.errors import CheckpointError
 from detkit.checkpoint.expectations import differences
 from detkit.checkpoint.reading import load_file
-from detkit.checkpoint.report import LoadReport, TensorRow
+from detkit.checkpoint.report import LoadReport, TensorRow, short_name
 from detkit.log import get_logger
 
 KeyMap = Callable[[str], str | None]
 _CONTAINERS = ("model", "state_dict", "blobs", "model_state")  # ours and detectron2's, Lightning's, Detectron's, pycls'
 _COUNTER = "num_batches_tracked"
+_MOST_SHARED = 16  # times their memory that tensors which share it may have as copies; layers are shared by some levels
+_MOST_CLASSES = 100_000
 
 
 def load_weights(
@@ -55,13 +57,10 @@ def apply_weights(
 ) -> LoadReport:
     """Do what load_weights does with what load_file returned; `source` names it in messages."""
     target = detector.state_dict()
-    try:
-        translation = translated(tensors_in(content, source), key_map)
-    except ValueError as error:
-        raise CheckpointError(f"{source}: {error}") from error
+    translation = translated(tensors_in(content, source), key_map, source)
     _place_backbone(translation, target)
     _add_constant_statistics(translation, target)
-    names = tuple(content.get("class_names") or ()) if isinstance(content, dict) else ()
+    names = class_names_in(content, source)
     report = LoadReport(str(source), translation.format, class_names=names)
     others = bool(class_names and names and tuple(class_names) != names)
     chosen = _choose(detector, target, translation, report, f"other classes: {_some(names)}" if others else "")
@@ -80,20 +79,55 @@ def tensors_in(content: Any, source: Path | str) -> dict[str, Tensor]:
     tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{source}: holds no tensors by name")
+    _refuse_copies(tensors, source)
     return tensors
 
 
-def translated(tensors: dict[str, Tensor], key_map: KeyMap | None) -> Translation:
+def class_names_in(content: Any, source: Path | str) -> tuple[str, ...]:
+    """Return the class names beside the tensors of what load_file returned; () where it holds none."""
+    names = content.get("class_names") if isinstance(content, dict) else None
+    if names is None:
+        return ()
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{source}: its class_names are no list of names")
+    if len(names) > _MOST_CLASSES:
+        raise CheckpointError(f"{source}: names {len(names)} classes; at most {_MOST_CLASSES} are read")
+    return tuple(names)
+
+
+def _refuse_copies(tensors: dict[str, Tensor], source: Path | str) -> None:
+    """Refuse tensors that share so much memory that a small file would become a large one wherever they are copied."""
+    storages = [tensor.untyped_storage() for tensor in tensors.values()]
+    stored = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    copied = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if copied > _MOST_SHARED * max(stored, 1 << 20):
+        raise CheckpointError(
+            f"{source}: its {len(tensors)} tensors share {stored / 1e6:.1f} MB, and would be {copied / 1e6:.0f} MB "
+            "as copies"
+        )
+
+
+def translated(tensors: dict[str, Tensor], key_map: KeyMap | None, source: Path | str) -> Translation:
     """Return the tensors under our names, by a key map or by the dialect of their names."""
-    if key_map is None:
-        return translate(tensors)
+    names = None if key_map is None else {name: key_map(name) for name in tensors}
+    try:
+        return translate(tensors) if names is None else _mapped(tensors, names)
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        RuntimeError,
+    ) as error:  # a tensor of too few dimensions, or of no numbers
+        raise CheckpointError(f"{source}: {short_name(str(error))}") from error
+
+
+def _mapped(tensors: dict[str, Tensor], names: dict[str, str | None]) -> Translation:
     result = Translation("names by a key map")
-    for name, tensor in tensors.items():
-        target = key_map(name)
+    for name, target in names.items():
         if target is None:
             result.skipped[name] = "left out by the key map"
         else:
-            result.add(target, name, tensor)
+            result.add(target, name, tensors[name])
     return result
 
 
@@ -149,7 +183,8 @@ def _say_classes(
     if any(text.startswith(f"{layer}:") for text in report.changed_classes):
         return
     anchors = max(getattr(getattr(detector, "anchors", None), "num_anchors", (1,)))
-    counts = f"{len(tensor) / anchors:g} -> {len(wanted) / anchors:g} classes"
+    rows = len(tensor) if tensor.ndim else 0
+    counts = f"{rows / anchors:g} -> {len(wanted) / anchors:g} classes"
     again = "re-initialised with the prior" if hasattr(detector, "reset_class_layers") else "left as it was"
     report.changed_classes.append(f"{layer}: {other_classes or counts}, {again}")
 
@@ -176,7 +211,11 @@ def _refuse_strangers(
     if found * 2 >= len(backbone):
         return
     owner = guess([*translation.tensors, *translation.skipped])
-    looks = f". This looks like {owner} file, by names such as '{next(iter(translation.tensors), '')}'" if owner else ""
+    looks = (
+        f". This looks like {owner} file, by names such as '{short_name(next(iter(translation.tensors), ''))}'"
+        if owner
+        else ""
+    )
     raise CheckpointError(
         f"{source}: fills only {found} of the {len(backbone)} tensors of the backbone (expected names such as "
         f"'{next(iter(backbone))}'){looks}{_compared(translation, target)}. Give the file of another architecture its "
@@ -203,4 +242,4 @@ def _shape(tensor: Tensor) -> list[int]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(map(short_name, names[:5])) + (", ..." if len(names) > 5 else "")

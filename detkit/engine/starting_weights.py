@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from detkit.checkpoint import CheckpointError, apply_weights, load_file, local_file
+from detkit.checkpoint.weights import class_names_in
 from detkit.config import CfgNode, ConfigError
 from detkit.modeling import build_detector
 from detkit.modeling.layers import FrozenBatchNorm2d
@@ -105,9 +106,9 @@ def placed(detector: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _class_names(cfg: CfgNode, content: Any) -> tuple[str, ...]:
-    names = content.get("class_names", ()) if isinstance(content, dict) else ()
+    names = class_names_in(content, cfg.MODEL.WEIGHTS)
     if names:
-        return tuple(names)
+        return names
     if not cfg.DATASETS.TRAIN:
         raise ConfigError(f"{cfg.MODEL.WEIGHTS} names no classes, and DATASETS.TRAIN is empty: name the data there")
     return tuple(open_dataset(cfg.DATASETS.TRAIN[0]).classes())

@@ -1,10 +1,13 @@
 """Loading weights: what fits is loaded, what does not is said, and a wrong file changes nothing."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 
-from detkit.checkpoint import CheckpointError, load_weights
+from detkit.checkpoint import CheckpointError, apply_weights, load_file, load_weights
+from detkit.checkpoint.convert import convert_weights, describe
 from detkit.config import get_cfg
 from detkit.modeling import build_detector
 from tests.checkpoint import foreign
@@ -230,4 +233,62 @@ def test_two_names_for_one_place_are_an_error(tmp_path):
     state = foreign.torchvision_resnet(foreign.detector())
     torch.save({**state, "backbone.bottom_up.stem.conv1.weight": state["conv1.weight"]}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="are both 'backbone.bottom_up.stem.conv1.weight'"):
+        load_weights(foreign.detector(), tmp_path / "w.pth")
+
+
+# Contents that are not what they should be
+
+
+@pytest.mark.parametrize("names", [torch.zeros(3), 7, {"a": 1}, ["a", 1], "abc", ["a"] * 100_001])
+def test_class_names_of_another_kind(tmp_path, names):
+    torch.save({"model": Detector().state_dict(), "class_names": names}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w.pth: (its class_names are no list of names|names 100001 classes)"):
+        load_weights(Detector(), tmp_path / "w.pth")
+
+
+def test_names_of_a_file_cannot_break_lines_nor_widen_the_table(tmp_path):
+    odd = {"a\nb\x1b[31m": torch.zeros(1), "\ud800": torch.zeros(1), "x" * 1_000_000: torch.zeros(1)}
+    torch.save({**Detector().state_dict(), **odd}, tmp_path / "w.pth")
+    report = load_weights(Detector(), tmp_path / "w.pth")
+    assert set(report.skipped) == set(odd)
+    assert len(report.table()) < 10_000
+    assert len(str(report)) < 1000
+    assert "\x1b" not in report.table() + str(report)
+    report.table().encode()
+    table = describe(load_file(tmp_path / "w.pth"), "w.pth")
+    assert len(table) < 10_000
+    table.encode()
+
+
+def test_many_names_of_one_tensor_are_refused_before_they_become_copies(tmp_path):
+    shared = torch.zeros(1_000_000)
+    norms = {f"res2_0_branch2a_bn{i}_s": shared for i in range(40)}
+    torch.save({"conv1_w": shared, "res2_0_branch2a_w": shared, **norms}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"42 tensors share 4.0 MB, and would be 168 MB as copies"):
+        load_weights(Detector(), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"share 4.0 MB"):
+        convert_weights(tmp_path / "w.pth", tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    "odd", [torch.tensor(1.0), torch.zeros(3), torch.zeros(0, 9), torch.zeros(9, 0), torch.tensor([True])], ids=str
+)
+@pytest.mark.parametrize("library", ["ours", "Detectron", "torchvision"])
+def test_tensors_of_odd_shapes_and_types_under_known_names(library, odd):
+    model = foreign.detector()
+    state = model.state_dict() if library == "ours" else foreign.torchvision_retinanet(model, version=1)
+    if library == "Detectron":
+        blobs = foreign.caffe2_retinanet(foreign.as_affine(model))
+        state = {name: torch.from_numpy(value) for name, value in blobs.items()}
+    target = foreign.detector()
+    for part in ("conv1", "layer1.0.conv2", "res2_0_branch2b", "bn1", "bn_s", "cls", "bbox"):
+        wrong = {name: odd if part in name else tensor for name, tensor in state.items()}
+        with contextlib.suppress(CheckpointError):  # a class layer may be skipped; an error of another kind is a bug
+            apply_weights(target, {"model": wrong}, source="w.pth")
+
+
+def test_a_block_of_a_number_without_end(tmp_path):
+    name = f"backbone.bottom_up.res2.{'9' * 10_000}.conv1.weight"
+    torch.save({name: torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="fills only"):
         load_weights(foreign.detector(), tmp_path / "w.pth")

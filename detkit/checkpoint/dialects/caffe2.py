@@ -28,7 +28,7 @@ _RULES = (
      lambda m: f"backbone.fpn_lateral{m[1]}.{_PARTS[m[2]]}"),
     (re.compile(r"fpn_res([2-5])_\d+_sum_([wb])"), lambda m: f"backbone.fpn_output{m[1]}.{_PARTS[m[2]]}"),
     (re.compile(r"fpn_([67])_([wb])"), lambda m: f"backbone.top_block.p{m[1]}.{_PARTS[m[2]]}"),
-    (re.compile(r"retnet_(cls|bbox)_conv_n(\d+)_fpn\d+_([wb])"),
+    (re.compile(r"retnet_(cls|bbox)_conv_n([0-9]{1,4})_fpn\d+_([wb])"),
      lambda m: f"head.{m[1]}_subnet.{2 * int(m[2])}.{_PARTS[m[3]]}"),
     (re.compile(r"retnet_cls_pred_fpn\d+_([wb])"), lambda m: f"head.cls_score.{_PARTS[m[1]]}"),
     (re.compile(r"retnet_bbox_pred_fpn\d+_([wb])"), lambda m: f"head.bbox_pred.{_PARTS[m[1]]}"),

@@ -101,7 +101,7 @@ def _detector_name(name: str, has_norm: bool, is_old: bool) -> str:
 
 def _tower_name(layer: str, part: str, has_norm: bool, is_old: bool) -> str:
     """A layer of a tower: `conv.2` (convolution and ReLU by turns), or `conv.1.0` and `conv.1.1` (with its norm)."""
-    match = re.fullmatch(r"(classification_head|regression_head)\.conv\.(\d+)(?:\.([01]))?", layer)
+    match = re.fullmatch(r"(classification_head|regression_head)\.conv\.([0-9]{1,4})(?:\.([01]))?", layer)
     if not match:
         return f"head.{layer}.{part}"
     index, inner = int(match[2]), int(match[3] or 0)

@@ -51,7 +51,9 @@ class Translation:
     def add(self, target: str, source: str, tensor: Tensor) -> None:
         """Take a tensor under our name; two of one name are a ValueError."""
         if target in self.tensors:
-            raise ValueError(f"'{source}' and '{self.sources[target]}' of the file are both '{target}'")
+            raise ValueError(
+                f"{source[:200]!r} and {self.sources[target][:200]!r} of the file are both {target[:200]!r}"
+            )
         self.tensors[target] = tensor
         self.sources[target] = source
 
