@@ -21,6 +21,8 @@ from detkit.log import get_logger
 
 DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"  # what detectron2:// stands for
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")  # torchvision's: the start of the SHA-256
+_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")  # eight digits that are no hash
+_LONGEST = 200  # bytes of a name in the cache; file systems take 255, with what is appended while it comes
 _TRIES = 3
 _TIMEOUT = 30  # seconds without a byte
 _CHUNK = 1 << 20
@@ -46,20 +48,41 @@ def local_file(source: Path | str) -> Path:
         raise CheckpointError(
             f"{source}: weights are fetched by https:// (or detectron2://) only; or give a local file"
         )
-    target = cache_path(url)
+    target, digest = cache_path(url), _digest(url, fragment, str(source))
     if not target.is_file():
-        fetch(url, target, digest=_digest(url, fragment, str(source)))
+        fetch(url, target, digest=digest)
+    elif fragment:  # asked for by hand; the file may have been fetched without, or put there
+        _check_kept(target, digest)
     return target
 
 
 def cache_path(url: str) -> Path:
-    """Return where the file of an address is kept: `<cache>/weights/<host>/<path>`, or the DownloadError of none."""
-    parts = urllib.parse.urlsplit(url)
+    """Return where the file of an address is kept: `<cache>/weights/<host>/<path>`, or the CheckpointError of none.
+
+    A query (`?id=7`) is part of which file it is: its hash goes before the name.
+    """
+    parts = _parts(url)
     steps = [urllib.parse.unquote(step) for step in parts.path.split("/") if step]
     safe = [re.sub(r"[^\w.+=@-]", "_", step) for step in (parts.netloc, *steps)]
     if len(safe) < 2 or any(step in (".", "..") for step in safe):
         raise CheckpointError(f"{url}: is not the address of a file")
+    if parts.query:
+        safe.insert(-1, hashlib.sha256(parts.query.encode("utf-8", "surrogatepass")).hexdigest()[:8])
+    if max(len(step.encode("utf-8", "surrogatepass")) for step in safe) > _LONGEST:
+        raise CheckpointError(f"{url[:200]}...: has a name of more than {_LONGEST} bytes, longer than files may have")
     return cache_folder().joinpath("weights", *safe)
+
+
+def _parts(url: str) -> urllib.parse.SplitResult:
+    """Return the parts of an address, refused where it is none, or says a name and a password."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError as error:
+        raise CheckpointError(f"{url}: is not the address of a file ({error})") from error
+    if "@" in parts.netloc:  # https://known.host@another/ is of the other host; and urllib does not log in
+        raise CheckpointError(f"{parts.scheme}://...@{parts.hostname}: an address with a user's name is not fetched")
+    return parts
 
 
 def fetch(url: str, target: Path, *, digest: str = "", schemes: Sequence[str] = ("https",)) -> None:
@@ -77,7 +100,9 @@ def fetch(url: str, target: Path, *, digest: str = "", schemes: Sequence[str] = 
             _fetch_all(url, part, _opener(schemes))
             _check(url, part, digest)
             os.replace(part, target)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a host or a header that is none
+        if isinstance(error, CheckpointError):
+            raise
         raise DownloadError(
             f"{url}: not fetched ({_reason(error)}). Without the net: put the file to {target}, or name another place "
             "of it by MODEL.WEIGHTS"
@@ -102,7 +127,9 @@ def _fetch_rest(url: str, part: Path, opener: urllib.request.OpenerDirector) -> 
     """Fetch what `part` lacks; all of it where the server does not continue the same file."""
     validator = part.with_name(f"{part.name}.etag")
     have = part.stat().st_size if part.is_file() and validator.is_file() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "detkit", "Accept-Encoding": "identity"})
+    if part.is_symlink():
+        part.unlink()  # not to write over what it leads to
+    request = urllib.request.Request(_quoted(url), headers={"User-Agent": "detkit", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", validator.read_text())
@@ -114,8 +141,11 @@ def _fetch_rest(url: str, part: Path, opener: urllib.request.OpenerDirector) -> 
         part.unlink()  # longer than the file is: begin anew
         raise ConnectionError("what was there of it did not fit") from error
     with response:
+        coding = response.headers.get("Content-Encoding") or "identity"
+        if coding.lower() != "identity":
+            raise DownloadError(f"{url}: the server sends it compressed ({coding[:40]!r}), which was not asked for")
         start = have if response.status == 206 and _starts_at(response, have) else 0
-        whole = start + int(response.headers.get("Content-Length") or -1 - start)
+        whole = start + _length(response, default=-1 - start)
         _need_space(part, whole - start)
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         _remember(validator, "" if tag.startswith("W/") else tag)
@@ -145,7 +175,7 @@ def _check(url: str, part: Path, digest: str) -> None:
     if not digest:
         return
     with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+        found = _sha256(file)
     if not found.startswith(digest):
         part.unlink()
         raise DownloadError(f"{url}: what came has the SHA-256 {found}, and should begin with {digest}; it was dropped")
@@ -165,7 +195,16 @@ def _digest(url: str, fragment: str, source: str) -> str:
             raise CheckpointError(f"{source}: '#{fragment}' is not #sha256=<8 to 64 hexadecimal digits>")
         return match[1].lower()
     match = _HASH_IN_NAME.search(urllib.parse.urlsplit(url).path)
-    return match[1] if match else ""
+    return match[1] if match and not _DATE.fullmatch(match[1]) else ""
+
+
+def _check_kept(target: Path, digest: str) -> None:
+    with target.open("rb") as file:
+        found = _sha256(file)
+    if not found.startswith(digest):
+        raise DownloadError(
+            f"{target}: has the SHA-256 {found}, and should begin with {digest}; remove it to fetch it anew"
+        )
 
 
 class _StayWithin(urllib.request.HTTPRedirectHandler):
@@ -189,9 +228,22 @@ def _starts_at(response: Any, start: int) -> bool:
     return (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-")
 
 
+def _length(response: Any, default: int) -> int:
+    text = (response.headers.get("Content-Length") or "").strip()
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else default
+
+
+def _quoted(url: str) -> str:
+    """Return an address with letters beyond ASCII as the net has them."""
+    parts = urllib.parse.urlsplit(url)
+    path = urllib.parse.quote(parts.path, safe="/%:@!$&'()*+,;=~")
+    query = urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~?")
+    return urllib.parse.urlunsplit(parts._replace(path=path, query=query))
+
+
 def _remember(validator: Path, tag: str) -> None:
     """Keep what names this version of the file, without which a broken-off one is not continued."""
-    if tag:
+    if re.fullmatch(r"[ -~]{1,500}", tag):  # what a header can say again
         validator.write_text(tag)
     else:
         validator.unlink(missing_ok=True)

@@ -39,7 +39,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
         if tag:
             self.send_header("ETag", tag)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
+        if plan.startswith("header"):
+            self.send_header(*plan.split(maxsplit=2)[1:])
+        if plan != "header Content-Length abc":
+            self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
         body = CONTENT[start:]
         self.wfile.write(body[: len(body) // 2] if plan == "break" else body)
@@ -182,7 +185,7 @@ def test_addresses_and_their_places(cache):
     place.write_bytes(b"here")
     assert local_file("detectron2://ImageNetPretrained/MSRA/R-50.pkl") == place
     assert local_file("weights/R-50.pth").parts == ("weights", "R-50.pth")
-    percent = cache_path("https://host/a%3Ab/c%20d.pkl?x=1")
+    percent = cache_path("https://host/a%3Ab/c%20d.pkl")
     assert percent == cache / "host" / "a_b" / "c_d.pkl"
 
 
@@ -214,3 +217,76 @@ def test_the_hash_in_a_name_or_behind_it_is_what_is_checked(cache, monkeypatch):
     ]
     with pytest.raises(CheckpointError, match=r"#md5=1' is not #sha256="):
         local_file("https://host/x.pkl#md5=1")
+
+
+def test_a_query_is_part_of_which_file_it_is(cache):
+    first, second = (cache_path(f"https://host/download?id={i}") for i in (1, 2))
+    assert first != second
+    assert first.name == second.name == "download"
+
+
+def test_a_date_in_a_name_is_no_hash(cache, monkeypatch):
+    asked = []
+    monkeypatch.setattr("detkit.checkpoint.download.fetch", lambda url, target, *, digest: asked.append(digest))
+    local_file("https://host/model-20240131.pth")
+    local_file("https://host/model-20241331.pth")
+    assert asked == ["", "20241331"]
+
+
+def test_a_file_in_the_cache_is_checked_where_its_hash_is_given(cache):
+    place = cache / "host" / "x.pkl"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(CONTENT)
+    assert local_file(f"https://host/x.pkl#sha256={SHA}") == place
+    with pytest.raises(DownloadError, match=r"x.pkl: has the SHA-256 .* should begin with deadbeef; remove it"):
+        local_file("https://host/x.pkl#sha256=deadbeef")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://known.host@127.0.0.1/x.pkl",
+        "https://user:secret@host/x.pkl",
+        "https://[::1/x.pkl",
+        "https://host:port/x.pkl",
+        "https://host:99999/x.pkl",
+        f"https://host/{'x' * 300}.pkl",
+        "https://a..b/x.pkl",
+        f"https://{'a' * 100}.de/x.pkl",
+        "https://ho st/x.pkl",
+    ],
+)
+def test_addresses_that_are_none(cache, address, monkeypatch):
+    monkeypatch.setattr("detkit.checkpoint.download.time.sleep", lambda _: None)
+    with pytest.raises(CheckpointError) as caught:
+        local_file(address)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_name_beyond_ascii(server, tmp_path):
+    fetch(url(server, "/modèle %20.pkl"), tmp_path / "x", schemes=("http",))
+    assert server.seen[0][0] == "/mod%C3%A8le%20%20.pkl"
+
+
+def test_odd_headers(server, tmp_path):
+    server.plan = ["header Content-Encoding gzip"]
+    with pytest.raises(DownloadError, match=r"sends it compressed \('gzip'\)"):
+        get(server, tmp_path)
+    server.plan = ["header Content-Length abc"]
+    assert get(server, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("tag", ['"a\r\n b"', '"\xe9"', '"' + "x" * 1000 + '"'])
+def test_a_tag_that_no_header_can_say_is_not_kept(server, tmp_path, tag):
+    server.tag = tag
+    server.plan = ["break", ""]
+    assert get(server, tmp_path, digest=SHA).read_bytes() == CONTENT
+    assert [wanted for _, wanted, _ in server.seen] == [None, None]
+
+
+def test_a_link_in_the_cache_is_not_written_through(server, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / "cache" / "R-50.pkl.part").symlink_to(tmp_path / "mine")
+    assert get(server, tmp_path).read_bytes() == CONTENT
+    assert (tmp_path / "mine").read_bytes() == b"mine"
