@@ -101,8 +101,6 @@ def fetch(url: str, target: Path, *, digest: str = "", schemes: Sequence[str] = 
             _check(url, part, digest)
             os.replace(part, target)
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: of a host or a header that is none
-        if isinstance(error, CheckpointError):
-            raise
         raise DownloadError(
             f"{url}: not fetched ({_reason(error)}). Without the net: put the file to {target}, or name another place "
             "of it by MODEL.WEIGHTS"

@@ -7,6 +7,7 @@ members, no tensor with more elements than its storage, no storage larger than i
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import zipfile
 from collections.abc import Callable
@@ -22,9 +23,14 @@ _MOST_MEMBERS = 200_000
 _BYTES_OF = {
     **{"torch.DoubleStorage": 8, "torch.LongStorage": 8, "torch.FloatStorage": 4, "torch.IntStorage": 4},
     **{"torch.HalfStorage": 2, "torch.BFloat16Storage": 2, "torch.ShortStorage": 2},
+    **{"torch.ComplexDoubleStorage": 16, "torch.ComplexFloatStorage": 8},
     **{"torch.CharStorage": 1, "torch.ByteStorage": 1, "torch.BoolStorage": 1, "torch.storage.UntypedStorage": 1},
 }
-_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_DTYPES = (
+    *("float64", "float32", "float16", "bfloat16", "complex128", "complex64"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool"),
+)
+_MOST_EXPANDED = 1 << 20  # elements of a view that repeats its storage's; what shares memory is counted by tensors_in
 
 
 def load_zip(file: BinaryIO, size: int) -> Any:
@@ -56,7 +62,7 @@ def load_zip(file: BinaryIO, size: int) -> Any:
 
     read_pickle(BoundedFile(io.BytesIO(content), len(content)), _TORCH_CALLS, persistent=check_storage)
     file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return _loaded(file)
 
 
 def load_legacy(file: BinaryIO, size: int) -> Any:
@@ -83,7 +89,17 @@ def load_legacy(file: BinaryIO, size: int) -> Any:
     if file.tell() + sum(storages.values()) > size:
         raise UnsafePickleError(f"cut off or damaged: its storages have {sum(storages.values())} bytes")
     file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return _loaded(file)
+
+
+def _loaded(file: BinaryIO) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose own text speaks of options of torch.load
+        raise UnsafePickleError(
+            "torch does not load it with weights_only=True (damaged, or of a pickle_protocol above 3); save it anew "
+            "with torch.save's own protocol, 2"
+        ) from error
 
 
 class _Storage:
@@ -156,7 +172,7 @@ def _storage_of(reference: Any, parts: int) -> tuple[str, Any, int]:
 
 
 def _check_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> None:
-    """Refuse a tensor that reaches beyond its storage, or has more elements than that (an expanded view)."""
+    """Refuse a tensor that reaches beyond its storage, or has many more elements than that (an expanded view)."""
     whole = (offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else (-1,)
     if not isinstance(storage, _Storage) or not all(isinstance(n, int) and n >= 0 for n in whole):
         raise UnsafePickleError("damaged: a tensor without storage, shape or strides")
@@ -165,12 +181,18 @@ def _check_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -
     elements, last = 1, offset
     for side, step in zip(shape, stride, strict=True):
         elements, last = elements * side, last + max(side - 1, 0) * step
-    if elements > storage.count or (elements and last >= storage.count):
+    if elements > max(storage.count, _MOST_EXPANDED) or (elements and last >= storage.count):
         raise UnsafePickleError(f"a tensor of shape {list(shape)[:8]} whose storage has {storage.count} elements")
 
 
 def _is_in(key: Any, storages: dict[str, int]) -> bool:
     return isinstance(key, str) and key in storages
+
+
+def _complex(real: Any, imaginary: Any) -> complex:
+    if not isinstance(real, float) or not isinstance(imaginary, float):
+        raise UnsafePickleError("damaged: a complex number without its two parts")
+    return complex(real, imaginary)
 
 
 def _same(value: Any, *_: Any) -> Any:
@@ -184,6 +206,8 @@ def _some(members: dict[str, zipfile.ZipInfo]) -> str:
 
 _TORCH_CALLS: dict[str, Callable[..., Any]] = {
     **{name: call for name, call in ARRAY_CALLS.items() if name.startswith(("_codecs", "collections"))},
+    **dict.fromkeys(("__builtin__.set", "builtins.set"), ARRAY_CALLS["builtins.set"]),
+    **dict.fromkeys(("__builtin__.complex", "builtins.complex"), _complex),
     "collections.Counter": PickledDict,
     "torch._utils._rebuild_tensor_v2": _check_tensor,
     "torch._utils._rebuild_parameter": _same,

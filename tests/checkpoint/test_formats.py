@@ -74,6 +74,8 @@ WHOLE = {  # name -> (how the file is written, how the detector is built)
     "detkit": (lambda p, m: torch_save(p, {"model": m.state_dict(), "iteration": 3, "class_names": ["a"] * 80}), ()),
     "state dict": (lambda p, m: torch_save(p, m.state_dict()), ()),
     "distributed": (lambda p, m: torch_save(p, {f"module.{k}": v for k, v in m.state_dict().items()}), ()),
+    "compiled": (lambda p, m: torch_save(p, torch.compile(m).state_dict()), ()),
+    "averaged": (lambda p, m: torch_save(p, torch.optim.swa_utils.AveragedModel(m, use_buffers=True).state_dict()), ()),
     "lightning's container": (lambda p, m: torch_save(p, {"state_dict": m.state_dict()}), ()),
     "detectron2 zoo": (detectron2_zoo, ()),
     "detectron2 checkpoint": (detectron2_checkpoint, ()),
@@ -267,3 +269,22 @@ def test_an_array_of_many_names_is_one_tensor(tmp_path):
     array = np.arange(4.0)
     content = load_file(foreign.write_pickle(tmp_path / "w.pkl", {"model": {"a": array, "b": array}}))
     assert content["model"]["a"] is content["model"]["b"]
+
+
+@pytest.mark.parametrize("write", [torch_save, legacy_save])
+@pytest.mark.parametrize(
+    "beside",
+    [torch.ones(3, 1).expand(3, 5), torch.arange(5.0).as_strided((3, 3), (1, 1)), torch.ones(2, dtype=torch.complex64),
+     1 + 2j, {1, 2}, torch.Size([1]), torch.float32, None, torch.device("cuda:0"), torch.nn.Parameter(torch.ones(2))],
+    ids=["expanded", "overlapping", "complex", "number", "set", "size", "dtype", "none", "device", "parameter"],
+)  # fmt: skip
+def test_what_people_save_beside_their_weights(write, beside, tmp_path):
+    content = load_file(write(tmp_path / "w.pth", {"model": {"a": torch.ones(1)}, "beside": beside}))["beside"]
+    assert torch.equal(content, beside) if isinstance(beside, torch.Tensor) else content == beside
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_protocol_that_torch_does_not_load_is_said(protocol, tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.pth", pickle_protocol=protocol)
+    with pytest.raises(CheckpointError, match=r"w.pth: .*pickle_protocol above 3\); save it anew"):
+        load_file(tmp_path / "w.pth")

@@ -27,7 +27,7 @@ def translate(tensors: dict[str, Tensor]) -> Translation:
 
     Names of an unknown dialect are returned as they are.
     """
-    tensors = _without_prefix(tensors, "module.")  # of DistributedDataParallel
+    tensors = _without_wrappers(tensors)
     for dialect in (caffe2, torchvision):
         if dialect.speaks(tensors):
             return dialect.translate(tensors)
@@ -40,6 +40,16 @@ def guess(names: list[str]) -> str:
         if any(name.startswith(sign) or f".{sign}" in name for name in names):
             return owner
     return ""
+
+
+def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what torch.compile, AveragedModel and DistributedDataParallel put before names."""
+    plain = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    if len(plain) == len(tensors):
+        tensors = plain
+    inner = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}
+    unwrapped = _without_prefix(inner, "module.")
+    return tensors if unwrapped is inner else _without_prefix(unwrapped, "module.")
 
 
 def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
