@@ -20,7 +20,6 @@ from detkit.checkpoint.report import short_name
 from detkit.checkpoint.weights import class_names_in, tensors_in, translated
 from detkit.files import write_atomically
 
-_ABOUT = ("class_names", "config")  # what a checkpoint of ours says beside its tensors
 _AUTHOR = "detkit"
 
 
@@ -41,8 +40,8 @@ def convert_weights(source: Path | str, target: Path | str, *, backbone_only: bo
     tensors = translated(tensors_in(content, source), None, source).tensors
     if backbone_only:
         tensors = _backbone(tensors, source)
-    about = {} if backbone_only else {key: content[key] for key in _ABOUT if content.get(key)}
-    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    about = {} if backbone_only else _about(content, source)
+    tensors = {name: tensor.detach().resolve_conj().resolve_neg().contiguous() for name, tensor in tensors.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, lambda file: _WRITERS[target.suffix](tensors, about, file))
     return list(tensors)
@@ -66,6 +65,12 @@ def describe(content: Any, source: Path | str) -> str:
         f"; classes: {', '.join(map(short_name, names))}" if names else ""
     )
     return f"{head}\n\n{tabulate(rows, ['in the file', 'here', 'shape', 'type'], tablefmt='github')}"
+
+
+def _about(content: Any, source: Path | str) -> dict[str, Any]:
+    """Return what goes along beside the tensors; a config of another library, which is no text, does not."""
+    about = {"class_names": list(class_names_in(content, source)), "config": content.get("config")}
+    return {key: value for key, value in about.items() if isinstance(value, (str, list)) and value}
 
 
 def _backbone(tensors: dict[str, Tensor], source: Path | str) -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ def _safetensors(file: BinaryIO, size: int) -> dict[str, Any]:
     file.seek(0)
     content: dict[str, Any] = {"model": dict(sorted(load(file.read()).items()))}
     if "class_names" in metadata:
-        content["class_names"] = [str(name) for name in json.loads(metadata["class_names"])]
+        content["class_names"] = json.loads(metadata["class_names"])
     if "config" in metadata:
         content["config"] = metadata["config"]
     return content

@@ -171,11 +171,15 @@ def _storage_of(reference: Any, parts: int) -> tuple[str, Any, int]:
     return kind.text, key, count
 
 
-def _check_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> None:
+def _check_tensor(
+    storage: Any, offset: Any, shape: Any, stride: Any, _: Any = None, hooks: Any = None, *__: Any
+) -> None:
     """Refuse a tensor that reaches beyond its storage, or has many more elements than that (an expanded view)."""
     whole = (offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else (-1,)
     if not isinstance(storage, _Storage) or not all(isinstance(n, int) and n >= 0 for n in whole):
         raise UnsafePickleError("damaged: a tensor without storage, shape or strides")
+    if hooks is not None and (hooks or not isinstance(hooks, PickledDict)):
+        raise UnsafePickleError("a tensor with hooks, which are code")
     if len(shape) != len(stride) or len(shape) > 16:
         raise UnsafePickleError(f"damaged: a tensor of {len(shape)} dimensions and {len(stride)} strides")
     elements, last = 1, offset

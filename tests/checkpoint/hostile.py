@@ -292,6 +292,9 @@ def _bad_zips():
         "an offset beyond its storage": torch_zip(one(offset=3)),
         "a view of 10 TB": torch_zip(one(shape=(2_500_000_000_000,), stride=(0,))),
         "a negative stride": torch_zip(one(stride=(-1,))),
+        "a tensor with hooks": torch_zip(
+            op(b"\x80\x02]", torch_tensor().replace(glob("collections", "OrderedDict") + b")R", b"K\x05"), b"a.")
+        ),
         "a missing stride": torch_zip(one(stride=())),
         "a quantised tensor": torch_zip(one(kind="QInt8Storage")),
         "a key out of the folder": torch_zip(one(key="../../data.pkl")),

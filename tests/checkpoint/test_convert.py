@@ -110,3 +110,13 @@ def test_the_commands(checkpoint, tmp_path, capsys):
     words = ["weights", str(target), "--config-file", str(tmp_path / "narrow.yaml"), "--num-classes", "2", *overrides]
     assert main(words) == 0
     assert "| loaded" in capsys.readouterr().out
+
+
+def test_what_is_no_config_does_not_go_along_and_views_are_written_as_what_they_show(tmp_path):
+    view = torch.tensor([1 + 2j]).conj().imag
+    torch.save({"model": {"a": view}, "config": torch.ones(3)}, tmp_path / "w.pth")
+    for suffix in ("pkl", "safetensors", "pth"):
+        convert_weights(tmp_path / "w.pth", tmp_path / f"x.{suffix}")
+        content = load_file(tmp_path / f"x.{suffix}")
+        assert content["model"]["a"].tolist() == [-2.0]
+        assert "config" not in content
