@@ -186,7 +186,7 @@ class Criterion(nn.Module):
         count = all_reduce_mean(counted.sum().float()).clamp(min=1)
         if not self.normalizer_momentum:
             return count
-        average = torch.lerp(count, self.moving_normalizer, self.normalizer_momentum)
+        average = torch.lerp(count.to(self.moving_normalizer.dtype), self.moving_normalizer, self.normalizer_momentum)
         if self.training:
             self.moving_normalizer.copy_(average)
         return average

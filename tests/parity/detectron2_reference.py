@@ -74,8 +74,11 @@ def shapes(
     yield from with_bias("head.bbox_pred", A * 4, fpn, 3)
 
 
-def random_state(classes: int, seed: int, **widths: int) -> State:
-    """Return weights under which activations stay near 1 all the way, with norms of random statistics."""
+def random_state(classes: int, seed: int, *, top: tuple[float, float], **widths: int) -> State:
+    """Return weights under which activations stay near 1, with norms of random statistics.
+
+    `top` are factors of the weights of P6 and P7: small maps are mostly padding, yet are to score, too.
+    """
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in shapes(classes, **widths):
@@ -90,6 +93,8 @@ def random_state(classes: int, seed: int, **widths: int) -> State:
             gain = 0.5 if ".conv3." in name else 2**0.5
             state[name] = gain * noise / math.sqrt(math.prod(shape[1:]))
     state["backbone.bottom_up.stem.conv1.weight"] /= 60  # pixels deviate from their mean by about that
+    for layer, factor in {"fpn_output5": 2.5, "top_block.p6": top[0], "top_block.p7": top[1]}.items():
+        state[f"backbone.{layer}.weight"] *= factor
     return state
 
 
@@ -321,7 +326,7 @@ class Training:
     def losses(self, pixels_N3HW: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return both losses of a batch, after the moving average has taken its count in."""
         logits, deltas = (torch.cat(levels, 1) for levels in network(self.state, pixels_N3HW))
-        anchors_R4 = torch.cat(anchors_of(*pixels_N3HW.shape[2:]))
+        anchors_R4 = torch.cat(anchors_of(*pixels_N3HW.shape[2:])).to(pixels_N3HW.dtype)
         logits_found, targets_found, deltas_found, deltas_wanted = [], [], [], []
         for image, (boxes_G4, classes_G) in enumerate(zip(boxes, classes, strict=True)):
             labels_R, own_R = labels_of(anchors_R4, boxes_G4, classes_G, self.classes)

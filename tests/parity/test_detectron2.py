@@ -1,13 +1,14 @@
 """detectron2's preset against detectron2's RetinaNet as `detectron2_reference` computes it, from a file to a result.
 
-Both get the same weights, under the names of detectron2, and the same pictures. docs/presets.md says which test, of this
-file or another, holds which line. Legend: N images, R anchors over all levels, K classes, G ground truths of an image.
+Both get the same weights, under the names of detectron2, and the same pictures. docs/presets.md says which test, of
+this file or another, holds which line. Legend: N images, R anchors over all levels, K classes, G ground truths of one.
 """
 
 import copy
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +191,7 @@ def with_boxes_of_every_kind(state):
 
 def assert_same_detections(ours, theirs):
     gaps = theirs.scores[:-1] - theirs.scores[1:]
-    assert gaps.min() > 2e-6, "scores so near that rounding may order them: take another seed"
+    assert gaps.min() > 5e-6, "scores so near that rounding may order them: take another seed"
     assert torch.equal(ours.classes, theirs.classes)
     assert_near(ours.scores, theirs.scores, 1e-5)  # the goal is 1e-4
     assert_near(ours.boxes, theirs.boxes, 5e-3)  # the goal is 5e-2
@@ -199,18 +200,18 @@ def assert_same_detections(ours, theirs):
 def test_a_network_of_full_width_from_a_file_to_detections(files, tmp_path):
     pixels_N3HW, sizes, originals = reference_input(files, 96)
     assert sizes == [(96, 128), (128, 96)]
-    state = reference.random_state(80, seed=3)
+    state = reference.random_state(80, seed=6, top=(20, 40))
     with torch.no_grad():
         state = with_boxes_of_every_kind(reference.scaled_heads(state, pixels_N3HW, logit=0.8, delta=0.25))
         state["head.cls_score.bias"] -= 4.6
         logits, deltas = reference.network(state, pixels_N3HW)
         expected = reference.detect(logits, deltas, pixels_N3HW.shape[2:], sizes, originals)
-    passed = [int((level.sigmoid() > 0.05).sum()) / 2 for level in logits]
-    assert passed[0] > 1000  # of a picture, so that the best 1000 are chosen
-    assert 100 < passed[1] < 1000
+    assert all((level.sigmoid() > 0.05).any() for level in logits)
+    assert (logits[0].sigmoid() > 0.05).sum((1, 2)).min() > 1000  # of a picture: the best 1000 are chosen
 
     weights = write_weights(tmp_path / "model_final.pkl", state)
     cfg = config("MODEL.WEIGHTS", str(weights), "INPUT.TEST_TRANSFORMS.ResizeShortestEdge.SIZES", (96,))
+    cfg.TEST.IMS_PER_BATCH = len(files)
     predictor = Predictor(cfg)
     batch = batch_from_samples([build_predict_transform(cfg)(path) for path in files])
     with torch.no_grad():
@@ -220,7 +221,7 @@ def test_a_network_of_full_width_from_a_file_to_detections(files, tmp_path):
         assert_near(ours.deltas[level], deltas[level], 5e-5)
     for found, theirs in zip(predictor(files), expected, strict=True):
         assert_same_detections(found, theirs)
-        assert 20 < len(theirs.scores) < 100  # some lay outside of the picture and were dropped
+    assert min(len(theirs.scores) for theirs in expected) < 100  # a box outside of its picture counts, then goes
 
 
 # ----- training
@@ -260,7 +261,7 @@ def scene(name):
 def narrow_state():
     _, (pixels_N3HW, _, _) = scene("all together")
     with torch.no_grad():
-        state = reference.random_state(K, seed=5, **WIDTHS)
+        state = reference.random_state(K, seed=5, top=(6, 5), **WIDTHS)
         state = reference.scaled_heads(state, pixels_N3HW, logit=1.0, delta=0.25)
     state["head.cls_score.bias"] -= 3
     return state
@@ -324,15 +325,13 @@ class Steps:
         self.check(trainer)
 
 
-@pytest.mark.parametrize("start", [0, 995], ids=["the warm-up's start", "over the warm-up's end"])
-def test_ten_steps(narrow, narrow_state, start):
-    batch, (pixels_N3HW, boxes, classes) = scene("all together")
+def ten_steps(state, detector, batch, pixels_N3HW, boxes, classes, *, start, check):
+    """Take ten steps from iteration `start` on, and call check(trainer, training, the reference's two losses)."""
     cfg = config(*NARROW)
-    plan, detector, training = plan_of(cfg.SOLVER), copy.deepcopy(narrow), reference.Training(narrow_state, K)
-    optimizer = build_optimizer(cfg.SOLVER, detector, plan.base_lr)
+    plan, training = plan_of(cfg.SOLVER), reference.Training(state, K)
     trainer = Trainer(
         detector=detector,
-        optimizer=optimizer,
+        optimizer=build_optimizer(cfg.SOLVER, detector, plan.base_lr),
         schedule=build_schedule(cfg.SOLVER, plan),
         base_lr=plan.base_lr,
         max_iter=start + 10,
@@ -341,33 +340,75 @@ def test_ten_steps(narrow, narrow_state, start):
     )
     trainer.iteration = start
 
-    def check(trainer):
-        loss_cls, loss_box = training.losses(pixels_N3HW, boxes, classes)
-        training.step(trainer.iteration - 1, training.gradients(loss_cls + loss_box))
-        assert trainer.losses["loss_cls"].item() == pytest.approx(loss_cls.item(), rel=1e-5)
-        assert trainer.losses["loss_box"].item() == pytest.approx(loss_box.item(), rel=1e-5)
-        assert detector.criterion.moving_normalizer.item() == pytest.approx(training.normalizer, rel=1e-6)
-        assert {n for n, p in detector.named_parameters() if p in optimizer.state} == set(training.names)
-        for name, parameter in detector.named_parameters():
-            assert_near(parameter, training.state[name], 1e-6)
-            if name in training.velocity:
-                velocity = optimizer.state[parameter]["momentum_buffer"]
-                assert_near_in_size(velocity, training.velocity[name], 1e-4)
+    def step(trainer):
+        losses = training.losses(pixels_N3HW, boxes, classes)
+        training.step(trainer.iteration - 1, training.gradients(sum(losses)))
+        check(trainer, training, *(loss.item() for loss in losses))
 
-    trainer.train([batch] * 10, [Steps(check)])
+    trainer.train([batch] * 10, [Steps(step)])
     assert trainer.iteration == start + 10
-    moved = max(float((training.state[name] - narrow_state[name]).abs().max()) for name in training.names)
-    assert moved > 1e-5
+
+
+def assert_same_state(trainer, training, *, parameters, velocities):
+    """Compare the average, the parameters (absolute) and SGD's velocities (to a share of their largest value)."""
+    momenta = trainer.optimizer.state
+    assert trainer.detector.criterion.moving_normalizer.item() == pytest.approx(training.normalizer, rel=1e-6)
+    assert {name for name, p in trainer.detector.named_parameters() if p in momenta} == set(training.names)
+    for name, parameter in trainer.detector.named_parameters():
+        assert_near(parameter, training.state[name], parameters)
+        if name in training.velocity:
+            assert_near_in_size(momenta[parameter]["momentum_buffer"], training.velocity[name], velocities)
+
+
+def test_ten_steps(narrow, narrow_state):
+    def check(trainer, training, loss_cls, loss_box):
+        assert trainer.losses["loss_cls"].item() == pytest.approx(loss_cls, rel=1e-5)
+        assert trainer.losses["loss_box"].item() == pytest.approx(loss_box, rel=1e-5)
+        assert_same_state(trainer, training, parameters=1e-6, velocities=1e-4)
+
+    batch, (pixels_N3HW, boxes, classes) = scene("all together")
+    detector = copy.deepcopy(narrow)
+    ten_steps(narrow_state, detector, batch, pixels_N3HW, boxes, classes, start=0, check=check)
+    moved = {name: float((p - narrow_state[name]).detach().abs().max()) for name, p in detector.named_parameters()}
+    assert max(moved.values()) > 1e-4
+    assert {name for name, by in moved.items() if not by} == {n for n in moved if ".stem." in n or ".res2." in n}
+
+
+def test_ten_large_steps_over_the_end_of_the_warm_up_in_float64(narrow, narrow_state):
+    """In float32, steps of the full rate soon turn a rounding error into a ReLU that is open for one of the two.
+
+    Anchors are rounded to float32 all the same; fvcore computes its focal loss in float32 whatever it is given.
+    """
+
+    def check(trainer, training, loss_cls, loss_box):
+        assert trainer.losses["loss_cls"].item() == pytest.approx(loss_cls, rel=1e-6)
+        assert trainer.losses["loss_box"].item() == pytest.approx(loss_box, rel=1e-6)
+        assert_same_state(trainer, training, parameters=1e-7, velocities=1e-5)
+
+    batch, (pixels_N3HW, boxes, classes) = scene("all together")
+    pixels_N3HW, boxes = pixels_N3HW.double(), [found.double() for found in boxes]
+    batch = replace(batch, gt_boxes_NG4=batch.gt_boxes_NG4.double())
+    detector = copy.deepcopy(narrow).double()
+    anchors_of = detector.anchors.float().forward
+    detector.anchors.forward = lambda *sizes: [level.double() for level in anchors_of(*sizes)]
+    detector.preprocess = lambda images, image_sizes: pixels_N3HW  # the same rounding of the input
+    state = {name: tensor.double() for name, tensor in narrow_state.items()}
+    ten_steps(state, detector, batch, pixels_N3HW, boxes, classes, start=995, check=check)
 
 
 # ----- inference
 
+RESIZED = [(160, 214), (192, 128)]  # height, width, and those of the pictures as read
+ORIGINALS = [(480, 640), (300, 200)]
 
-@pytest.mark.parametrize("seed", [0, 1])
+
+@pytest.mark.parametrize("seed", [2, 5])
 def test_detections_of_a_narrow_network(narrow, narrow_state, seed):
-    pictures = [random_picture(height, width, seed=20 + 2 * seed + i) for i, (height, width) in enumerate(SIZES)]
+    pictures = [random_picture(height, width, seed=20 + 2 * seed + i) for i, (height, width) in enumerate(RESIZED)]
     pixels_N3HW = reference.network_input([picture[:, :, ::-1] for picture in pictures])
-    state = with_boxes_of_every_kind({name: tensor.clone() for name, tensor in narrow_state.items()})
+    with torch.no_grad():
+        state = with_boxes_of_every_kind(reference.scaled_heads(narrow_state, pixels_N3HW, logit=0.8, delta=0.25))
+    state["head.cls_score.bias"] -= 4
     detector = copy.deepcopy(narrow).eval()
     detector.load_state_dict(state, strict=False)
     batch = Batch.from_images(
@@ -375,13 +416,9 @@ def test_detections_of_a_narrow_network(narrow, narrow_state, seed):
     )
     with torch.no_grad():
         logits, deltas = reference.network(state, pixels_N3HW)
-        expected = reference.detect(logits, deltas, pixels_N3HW.shape[2:], SIZES, ORIGINALS)
+        expected = reference.detect(logits, deltas, pixels_N3HW.shape[2:], RESIZED, ORIGINALS)
     for found, theirs in zip(detector(batch), expected, strict=True):
         assert_same_detections(found, theirs)
-
-
-SIZES = [(160, 214), (192, 128)]
-ORIGINALS = [(480, 640), (300, 200)]
 
 
 # ----- the page
