@@ -23,6 +23,7 @@ from detkit.engine import Predictor
 from detkit.engine.starting_weights import placed
 from detkit.engine.trainer import Trainer
 from detkit.modeling import build_detector
+from detkit.modeling.postprocess import top_candidates
 from detkit.solver import build_optimizer, build_schedule, plan_of
 from detkit.structures import Batch
 from tests.parity import detectron2_reference as reference
@@ -402,13 +403,14 @@ RESIZED = [(160, 214), (192, 128)]  # height, width, and those of the pictures a
 ORIGINALS = [(480, 640), (300, 200)]
 
 
-@pytest.mark.parametrize("seed", [2, 5])
-def test_detections_of_a_narrow_network(narrow, narrow_state, seed):
+@pytest.mark.parametrize(("seed", "growth"), [(2, 0.0), (3, 1.5), (5, 1.5)])
+def test_detections_of_a_narrow_network(narrow, narrow_state, seed, growth):
     pictures = [random_picture(height, width, seed=20 + 2 * seed + i) for i, (height, width) in enumerate(RESIZED)]
     pixels_N3HW = reference.network_input([picture[:, :, ::-1] for picture in pictures])
     with torch.no_grad():
         state = with_boxes_of_every_kind(reference.scaled_heads(narrow_state, pixels_N3HW, logit=0.8, delta=0.25))
     state["head.cls_score.bias"] -= 4
+    state["head.bbox_pred.bias"].view(9, 4)[:, 2:] += growth  # where boxes are large, low scores are among the best 100
     detector = copy.deepcopy(narrow).eval()
     detector.load_state_dict(state, strict=False)
     batch = Batch.from_images(
@@ -419,6 +421,18 @@ def test_detections_of_a_narrow_network(narrow, narrow_state, seed):
         expected = reference.detect(logits, deltas, pixels_N3HW.shape[2:], RESIZED, ORIGINALS)
     for found, theirs in zip(detector(batch), expected, strict=True):
         assert_same_detections(found, theirs)
+    assert not growth or expected[1].scores.min() < 0.065
+
+    anchors, process = reference.anchors_of(*pixels_N3HW.shape[2:]), detector.postprocess
+    for level in zip(logits, deltas, anchors, strict=True):
+        passed = top_candidates(
+            level[0].sigmoid(), *level[1:], process.box_coder,
+            score_threshold=process.score_threshold, topk=process.topk_per_level,
+        )  # fmt: skip
+        for image in range(2):
+            (theirs,) = reference.candidates([level[0][image]], [level[1][image]], [level[2]])
+            scores = passed.scores[image]
+            assert torch.equal(scores[scores > -torch.inf], theirs.scores)
 
 
 # ----- the page
