@@ -114,17 +114,17 @@ def decode(deltas, anchors):
 
 
 def suppress(boxes, scores, labels):
-    """Rows that are left, by falling score: one by one, per class."""
+    """Rows that are left, by falling score: one by one, per class, on the matrix of all overlaps."""
     boxes = boxes.double()
-    kept = []
-    for row in scores.argsort(descending=True, stable=True).tolist():
-        rivals = [other for other in kept if labels[other] == labels[row]]
-        if not rivals:
-            kept.append(row)
-            continue
-        low = torch.maximum(boxes[rivals, :2], boxes[row, :2])
-        inter = (torch.minimum(boxes[rivals, 2:], boxes[row, 2:]) - low).clamp(min=0).prod(1)
-        areas = (boxes[[*rivals, row], 2:] - boxes[[*rivals, row], :2]).prod(1)
-        if not (inter / (areas[:-1] + areas[-1] - inter) > 0.5).any():  # NaN of two empty boxes suppresses nothing
-            kept.append(row)
-    return kept
+    order = scores.argsort(descending=True, stable=True)
+    boxes, labels = boxes[order], labels[order]
+    low = torch.maximum(boxes[:, None, :2], boxes[:, :2])
+    inter = (torch.minimum(boxes[:, None, 2:], boxes[:, 2:]) - low).clamp(min=0).prod(2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    # NaN, of two empty boxes, suppresses nothing.
+    rivals = (inter / (areas[:, None] + areas - inter) > 0.5) & (labels[:, None] == labels)
+    alive = torch.ones(len(boxes), dtype=torch.bool)
+    for row in range(len(boxes)):
+        if alive[row]:
+            alive[row + 1 :] &= ~rivals[row, row + 1 :]
+    return order[alive]
