@@ -11,6 +11,7 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
+_NEWEST = 5  # protocol
 MOST_INSTRUCTIONS = 1_000_000  # a checkpoint with its optimiser has some ten thousand
 _LARGEST_KEY = 1 << 61  # integers from here on can be made to collide in a dict
 _MOST_BITS = 256  # of an integer; arithmetic on those of megabytes takes hours
@@ -106,7 +107,7 @@ class _Machine:
             self._stack.append(argument)
         elif name in _CONSTANTS:
             self._stack.append(_CONSTANTS[name]())
-        elif name not in ("PROTO", "FRAME"):
+        elif name != "FRAME":  # which only says how much to read ahead
             handler = getattr(self, f"_do_{name.lower()}", None)
             if handler is None:
                 raise UnsafePickleError(f"it holds objects, not only data (instruction {name})")
@@ -119,6 +120,10 @@ class _Machine:
         return self._stack[0]
 
     # Marks and the memo
+
+    def _do_proto(self, version: int) -> None:
+        if version > _NEWEST:
+            raise UnsafePickleError(f"damaged: protocol {version}, where {_NEWEST} is the newest")
 
     def _do_mark(self) -> None:
         self._marked.append(self._stack)
@@ -269,7 +274,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_SET": set,
 }
-_WITH_ARGUMENT = {"PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET", "GLOBAL"}
+_WITH_ARGUMENT = {"PROTO", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET", "GLOBAL"}
 
 
 def _expect(value: Any, kind: type) -> Any:
