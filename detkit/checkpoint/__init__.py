@@ -3,6 +3,7 @@
 from detkit.checkpoint.checkpointer import FINAL, Checkpointer
 from detkit.checkpoint.download import local_file
 from detkit.checkpoint.errors import CheckpointError
+from detkit.checkpoint.expectations import about_weights
 from detkit.checkpoint.reading import load_file
 from detkit.checkpoint.report import LoadReport
 from detkit.checkpoint.weights import apply_weights, load_weights
@@ -12,6 +13,7 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "LoadReport",
+    "about_weights",
     "apply_weights",
     "load_file",
     "load_weights",

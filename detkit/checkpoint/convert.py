@@ -12,15 +12,17 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from detkit.checkpoint.dialects import BACKBONE
+from detkit.checkpoint.dialects import BACKBONE, Expects, guess
 from detkit.checkpoint.download import local_file
 from detkit.checkpoint.errors import CheckpointError
+from detkit.checkpoint.expectations import TRAINED_WITH, as_text, of_backbone, trained_with
 from detkit.checkpoint.reading import load_file
 from detkit.checkpoint.report import short_name
 from detkit.checkpoint.weights import class_names_in, tensors_in, translated
 from detkit.files import write_atomically
 
 _AUTHOR = "detkit"
+_OURS = ("backbone.bottom_up.", "head.", "stem.", "res2.")  # how names begin here
 
 
 def convert_weights(source: Path | str, target: Path | str, *, backbone_only: bool = False) -> list[str]:
@@ -28,8 +30,10 @@ def convert_weights(source: Path | str, target: Path | str, *, backbone_only: bo
 
     The suffix of `target` says how: `.pkl` is detectron2's format (which reads it without renaming), `.safetensors`
     safetensors, `.pth` torch.save's. Values and types stay as they are, bit for bit; class names and config go along.
+    What they were trained with, as far as it is known (channels, mean, strides, anchors), goes along, too.
     `backbone_only` writes the bottom-up network alone, named as such (`stem.conv1.weight`, ...).
-    Raises CheckpointError for another suffix, a file that exists, or weights without a backbone.
+    Raises CheckpointError for another suffix, a file that exists, weights without a backbone, or names that
+    are of no library known.
     """
     target = Path(target)
     if target.suffix not in _WRITERS:
@@ -37,10 +41,14 @@ def convert_weights(source: Path | str, target: Path | str, *, backbone_only: bo
     if target.exists():
         raise CheckpointError(f"{target}: is there already; give another name, or remove it")
     content = load_file(local_file(source))
-    tensors = translated(tensors_in(content, source), None, source).tensors
+    translation = translated(tensors_in(content, source), None, source)
+    tensors, expects = translation.tensors, trained_with(content, translation.expects, source)
+    _refuse_unknown_names(list(tensors), source)
     if backbone_only:
         tensors = _backbone(tensors, source)
-    about = {} if backbone_only else _about(content, source)
+        about: dict[str, Any] = {TRAINED_WITH: as_text(of_backbone(expects))}
+    else:
+        about = _about(content, expects, source)
     tensors = {name: tensor.detach().resolve_conj().resolve_neg().contiguous() for name, tensor in tensors.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, lambda file: _WRITERS[target.suffix](tensors, about, file))
@@ -67,10 +75,24 @@ def describe(content: Any, source: Path | str) -> str:
     return f"{head}\n\n{tabulate(rows, ['in the file', 'here', 'shape', 'type'], tablefmt='github')}"
 
 
-def _about(content: Any, source: Path | str) -> dict[str, Any]:
+def _about(content: Any, expects: Expects, source: Path | str) -> dict[str, Any]:
     """Return what goes along beside the tensors; a config of another library, which is no text, does not."""
-    about = {"class_names": list(class_names_in(content, source)), "config": content.get("config")}
+    about = {
+        "class_names": list(class_names_in(content, source)),
+        "config": content.get("config"),
+        TRAINED_WITH: as_text(expects),
+    }
     return {key: value for key, value in about.items() if isinstance(value, (str, list)) and value}
+
+
+def _refuse_unknown_names(names: list[str], source: Path | str) -> None:
+    if not any(name.startswith(_OURS) for name in names):
+        owner = guess(names)
+        raise CheckpointError(
+            f"{source}: its names are of no library that is read here"
+            + (f" (this looks like {owner} file)" if owner else "")
+            + f": '{short_name(names[0])}', ...; rename them first, or load it by load_weights(..., key_map=...)"
+        )
 
 
 def _backbone(tensors: dict[str, Tensor], source: Path | str) -> dict[str, Tensor]:
@@ -89,7 +111,7 @@ def _write_detectron2(tensors: dict[str, Tensor], about: dict[str, Any], file: B
             f"'{short_name(halves[0])}' is bfloat16, which NumPy lacks: write .safetensors or .pth instead"
         )
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    pickle.dump({"model": arrays, "__author__": _AUTHOR, **about}, file, protocol=2)
+    pickle.dump({"model": arrays, "__author__": _AUTHOR, **about}, file, protocol=4)
 
 
 def _write_safetensors(tensors: dict[str, Tensor], about: dict[str, Any], file: BinaryIO) -> None:

@@ -228,7 +228,7 @@ class _Machine:
         if text not in self._calls:
             raise UnsafePickleError(
                 f"it names {text[:80]!r}, which weights are not made of; code in a file is never run (a model that was "
-                "saved whole? save its state_dict() instead)"
+                "saved whole, or arguments and settings beside it? Save the tensors alone, its state_dict())"
             )
         self._stack.append(Name(text, self._calls[text]))
 

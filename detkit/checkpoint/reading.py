@@ -121,6 +121,5 @@ def _safetensors(file: BinaryIO, size: int) -> dict[str, Any]:
     content: dict[str, Any] = {"model": dict(sorted(load(file.read()).items()))}
     if "class_names" in metadata:
         content["class_names"] = json.loads(metadata["class_names"])
-    if "config" in metadata:
-        content["config"] = metadata["config"]
+    content |= {key: metadata[key] for key in ("config", "trained_with") if key in metadata}
     return content

@@ -13,7 +13,7 @@ from detkit.checkpoint.architecture import describe_backbone, differing_blocks
 from detkit.checkpoint.dialects import BACKBONE, IMPLIED, Translation, guess, translate
 from detkit.checkpoint.download import local_file
 from detkit.checkpoint.errors import CheckpointError
-from detkit.checkpoint.expectations import differences
+from detkit.checkpoint.expectations import differences, trained_with
 from detkit.checkpoint.reading import load_file
 from detkit.checkpoint.report import LoadReport, TensorRow, short_name
 from detkit.log import get_logger
@@ -61,11 +61,12 @@ def apply_weights(
     _place_backbone(translation, target)
     _add_constant_statistics(translation, target)
     names = class_names_in(content, source)
+    expects = trained_with(content, translation.expects, source)
     report = LoadReport(str(source), translation.format, class_names=names)
     others = bool(class_names and names and tuple(class_names) != names)
     chosen = _choose(detector, target, translation, report, f"other classes: {_some(names)}" if others else "")
     _refuse_strangers(chosen, target, translation, source)
-    report.notes = differences(detector, translation.expects)
+    report.notes = differences(detector, expects)
     detector.load_state_dict(chosen, strict=False)
     if report.changed_classes and hasattr(detector, "reset_class_layers"):
         detector.reset_class_layers()
@@ -171,8 +172,12 @@ def _choose(
             report.rows.append(TensorRow(source, name, "loaded", ""))
     report.rows += [TensorRow(name, "", "skipped", why) for name, why in translation.skipped.items()]
     absent = [name for name in target if name not in translation.tensors]
-    report.rows += [TensorRow("", name, "missing", "not in the file") for name in absent]
+    report.rows += [TensorRow("", name, "missing", _why_missing(name)) for name in absent]
     return chosen
+
+
+def _why_missing(name: str) -> str:
+    return "state of training, which starts anew" if name.startswith("criterion.") else "not in the file"
 
 
 def _say_classes(
@@ -192,8 +197,13 @@ def _say_classes(
 def _wrong_shape(
     name: str, tensor: Tensor, target: dict[str, Tensor], translation: Translation, source: str
 ) -> CheckpointError:
-    text = f"{source}: '{name}' has shape {_shape(tensor)}, and this config's detector has {_shape(target[name])}"
-    return CheckpointError(text + _compared(translation, target))
+    preset = translation.expects.preset
+    return CheckpointError(
+        f"{source}: '{name}' has shape {_shape(tensor)}, and this config's detector has {_shape(target[name])}. The "
+        f"file is {translation.format}"
+        + (f", which is for configs/presets/{preset}.yaml" if preset else "")
+        + _compared(translation, target)
+    )
 
 
 def _refuse_strangers(

@@ -16,6 +16,7 @@ from detkit.cli.train import parse_with_overrides, read_config
 from detkit.config import ConfigError
 
 _PUBLISHED = "published.json"
+_LONGEST = 90  # letters of a reason in the table
 
 
 class Entry(NamedTuple):
@@ -38,7 +39,8 @@ class Outcome(NamedTuple):
     def verdict(self) -> str:
         """ "as published", "differs" or "not run: ..."."""
         if self.ap is None:
-            return f"not run: {self.reason}"
+            short = self.reason if len(self.reason) <= _LONGEST else f"{self.reason[:_LONGEST]}..."
+            return f"not run: {short}"
         return "as published" if abs(self.ap - self.entry.ap) <= self.entry.tolerance + 1e-9 else "differs"
 
 
@@ -69,7 +71,7 @@ def _evaluate_all(args: argparse.Namespace) -> list[Outcome]:
     outcomes = []
     for entry in entries(args.zoo, args.only):
         outcomes.append(_evaluate(entry, args.overrides))
-        print(f"{entry.config.stem}: {outcomes[-1].verdict}")
+        print(f"{entry.config.stem}: {outcomes[-1].reason or outcomes[-1].verdict}")
     print(f"\n{as_table(outcomes)}")
     return outcomes
 

@@ -42,7 +42,7 @@ def bilinear(image: NDArray[np.uint8], size: tuple[int, int], factor: float | No
     Pixel x lies at (x + 0.5) / factor - 0.5 of the old picture, clamped to it; without a factor, that of each axis is
     new / old, else `factor` is that of both (OpenCV, where it is given a factor and rounds the size).
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     # The operation itself, as F.interpolate takes a size or a factor, not both.
     resized = torch.ops.aten.upsample_bilinear2d(pixels, list(size), False, factor, factor)
     return resized[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

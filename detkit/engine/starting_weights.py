@@ -86,7 +86,7 @@ def detector_with_weights(cfg: CfgNode, content: Any = None) -> tuple[nn.Module,
     if lacking:
         raise CheckpointError(
             f"not all weights of the detector are there ({lacking[0]}, ...): {report}. Is this the config that they "
-            "were trained with?"
+            "were trained with? (The classes are those that the file names, else those of DATASETS.TRAIN)"
         )
     return detector.eval(), class_names
 

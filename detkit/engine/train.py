@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from detkit.checkpoint import FINAL, Checkpointer
+from detkit.checkpoint import FINAL, Checkpointer, about_weights
 from detkit.config import CfgNode, ConfigError
 from detkit.data import ImageIndex, build_train_loader, build_training_data
 from detkit.distributed import barrier, broadcast_text, is_main
@@ -164,7 +164,7 @@ def _run(
         return joined_results(outcomes)
 
     class_names = parts.index.class_names
-    extra = {"class_names": list(class_names), "config": cfg.dump()}
+    extra = {"class_names": list(class_names), "config": cfg.dump(), **about_weights(trainer.detector)}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         rows = stack.enter_context(JsonLines(folder / METRICS)) if is_main() else None

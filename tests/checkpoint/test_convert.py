@@ -114,9 +114,37 @@ def test_the_commands(checkpoint, tmp_path, capsys):
 
 def test_what_is_no_config_does_not_go_along_and_views_are_written_as_what_they_show(tmp_path):
     view = torch.tensor([1 + 2j]).conj().imag
-    torch.save({"model": {"a": view}, "config": torch.ones(3)}, tmp_path / "w.pth")
+    torch.save({"model": {"stem.x": view}, "config": torch.ones(3)}, tmp_path / "w.pth")
     for suffix in ("pkl", "safetensors", "pth"):
         convert_weights(tmp_path / "w.pth", tmp_path / f"x.{suffix}")
         content = load_file(tmp_path / f"x.{suffix}")
-        assert content["model"]["a"].tolist() == [-2.0]
+        assert content["model"]["stem.x"].tolist() == [-2.0]
         assert "config" not in content
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "safetensors", "pth"])
+@pytest.mark.parametrize("backbone_only", [False, True])
+def test_what_weights_were_trained_with_goes_along(suffix, backbone_only, tmp_path):
+    """Else a converted file of torchvision would load into another detector without a word."""
+    source = tmp_path / "tv.pth"
+    torch.save(foreign.torchvision_resnet(foreign.detector()), source)
+    expected = load_weights(foreign.detector(), source).notes
+    assert len(expected) == 5  # channels, mean, deviation, stride; the preset
+    convert_weights(source, tmp_path / f"c.{suffix}", backbone_only=backbone_only)
+    notes = load_weights(foreign.detector(), tmp_path / f"c.{suffix}").notes
+    assert notes[:4] == expected[:4]
+    convert_weights(tmp_path / f"c.{suffix}", tmp_path / "again.pth", backbone_only=backbone_only)
+    assert load_weights(foreign.detector(), tmp_path / "again.pth").notes[:4] == expected[:4]
+
+
+def test_names_of_no_library_are_not_converted(tmp_path):
+    torch.save({"backbone.conv1.weight": torch.zeros(3), "bbox_head.x": torch.zeros(3)}, tmp_path / "mm.pth")
+    with pytest.raises(CheckpointError, match=r"names are of no library that is read here \(this looks like mmdet"):
+        convert_weights(tmp_path / "mm.pth", tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("text", ["[", "[1]", '{"other": 1}', '{"channels": "XYZ"}', '{"anchors": [[1]]}', "[" * 9999])
+def test_a_damaged_word_of_what_weights_were_trained_with(text, tmp_path):
+    torch.save({"model": foreign.detector().state_dict(), "trained_with": text}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="'trained_with' is not what detkit writes there"):
+        load_weights(foreign.detector(), tmp_path / "w.pth")

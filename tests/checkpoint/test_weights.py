@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.checkpoint import CheckpointError, apply_weights, load_file, load_weights
+from detkit.checkpoint import CheckpointError, about_weights, apply_weights, load_file, load_weights
 from detkit.checkpoint.convert import convert_weights, describe
 from detkit.config import get_cfg
 from detkit.modeling import build_detector
@@ -292,3 +292,36 @@ def test_a_block_of_a_number_without_end(tmp_path):
     torch.save({name: torch.zeros(1)}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="fills only"):
         load_weights(foreign.detector(), tmp_path / "w.pth")
+
+
+def test_a_checkpoint_of_ours_says_what_it_was_trained_with(tmp_path):
+    rgb = foreign.detector(
+        "INPUT.CHANNELS", "RGB", "MODEL.ANCHORS.OFFSET", 0.5, "MODEL.ANCHORS.SIZES", [16, 32, 64, 128, 256]
+    )
+    torch.save({"model": rgb.state_dict(), **about_weights(rgb)}, tmp_path / "w.pth")
+    notes = load_weights(foreign.detector(), tmp_path / "w.pth").notes
+    assert "trained on RGB pictures" in notes[0]
+    assert "other anchors" in notes[1]
+    assert load_weights(rgb, tmp_path / "w.pth").notes == []
+
+
+def test_detectron2s_copy_of_torchvisions_backbone_is_known_by_its_author(tmp_path):
+    bare = {name: t.numpy() for name, t in foreign.detector().backbone.bottom_up.state_dict().items()}
+    content = {"model": bare, "__author__": "torchvision", "matching_heuristics": True}
+    notes = load_weights(foreign.detector(), foreign.write_pickle(tmp_path / "R-50.pkl", content)).notes
+    assert "RGB pictures" in notes[0]
+
+
+def test_msra_weights_want_a_deviation_of_one(tmp_path):
+    path = foreign.write_pickle(tmp_path / "R-50.pkl", foreign.caffe2_backbone(foreign.detector()))
+    notes = load_weights(foreign.detector("MODEL.PIXEL_STD", (58.0, 57.0, 57.0)), path).notes
+    assert any("MODEL.PIXEL_STD [1.0, 1.0, 1.0]" in note for note in notes)
+
+
+def test_a_wrong_shape_says_what_the_file_is_and_its_preset(tmp_path):
+    source = foreign.detector("MODEL.HEAD.RetinaNetHead.NORM", "GN")
+    torch.save(foreign.torchvision_retinanet(source, version=2), tmp_path / "v2.pth")
+    with pytest.raises(
+        CheckpointError, match=r"torchvision's RetinaNet \(v2\), which is for configs/presets/torchvision_v2"
+    ):
+        load_weights(foreign.detector(), tmp_path / "v2.pth")

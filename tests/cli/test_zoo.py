@@ -94,7 +94,8 @@ def test_evaluation_of_a_zoo_from_its_weights_to_the_table(tmp_path, monkeypatch
     assert main(["zoo", "--zoo", str(folder), "OUTPUT_DIR="]) == 1
     out = capsys.readouterr().out
     assert "wrong: differs" in out
-    assert "lost: not run: " in out
+    assert "lost: " in out
+    assert "| not run: " in out
     assert "there is no file nowhere.pth" in out
 
 

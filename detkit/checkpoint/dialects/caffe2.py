@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detkit.checkpoint.dialects.translation import BACKBONE, IMPLIED, Expects, Translation, permuted
 
+_MEAN = (102.9801, 115.9465, 122.7717)
 _EPS = 1e-5  # of the norms in modeling/layers.py
 _CONVS = {"branch1": "shortcut", "branch2a": "conv1", "branch2b": "conv2", "branch2c": "conv3"}
 _PARTS = {"w": "weight", "b": "bias", "bn_s": "norm.weight", "bn_b": "norm.bias"}
@@ -90,6 +91,8 @@ def _expectations(tensors: dict[str, Tensor], is_detector: bool) -> Expects:
     has_groups = conv2 is not None and conv2.shape[0] != conv2.shape[1]
     return Expects(
         channels="BGR",
+        pixel_mean=_MEAN if is_detector else None,  # of ImageNet's backbones detectron2 rounds it otherwise
+        pixel_std=None if has_groups else (1.0, 1.0, 1.0),  # of a ResNeXt it depends on who converted it
         stride_in_1x1=not has_groups,
         anchors=_first_anchors() if is_detector else None,
         preset="detectron" if is_detector else "",

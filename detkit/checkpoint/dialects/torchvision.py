@@ -43,6 +43,9 @@ _LAST = {"classification_head.cls_logits": "head.cls_score", "regression_head.bb
 _TOWERS = {"classification_head": "cls_subnet", "regression_head": "bbox_subnet"}
 
 
+BACKBONE_EXPECTS = Expects("RGB", _MEAN, _STD, stride_in_1x1=False, preset="torchvision")
+
+
 def speaks(tensors: dict[str, Tensor]) -> bool:
     """Return whether these names are torchvision's."""
     return any(f"{prefix}layer1.0.conv1.weight" in tensors for prefix in ("", _BODY))
@@ -54,7 +57,7 @@ def translate(tensors: dict[str, Tensor]) -> Translation:
 
 
 def _resnet(tensors: dict[str, Tensor]) -> Translation:
-    result = Translation("a ResNet of torchvision", expects=_expectations(None, ""))
+    result = Translation("a ResNet of torchvision", expects=BACKBONE_EXPECTS)
     for name, tensor in tensors.items():
         if name.startswith("fc."):
             result.skipped[name] = "the classifier of ImageNet"
@@ -80,7 +83,7 @@ def _retinanet(tensors: dict[str, Tensor]) -> Translation:
     return result
 
 
-def _expectations(anchors: tuple[tuple[float, float], ...] | None, preset: str) -> Expects:
+def _expectations(anchors: tuple[tuple[float, float], ...], preset: str) -> Expects:
     return Expects("RGB", _MEAN, _STD, stride_in_1x1=False, anchors=anchors, preset=preset)
 
 
