@@ -357,7 +357,7 @@ def assert_same_state(trainer, training, *, parameters, velocities):
     assert {name for name, p in trainer.detector.named_parameters() if p in momenta} == set(training.names)
     for name, parameter in trainer.detector.named_parameters():
         assert_near(parameter, training.state[name], parameters)
-        if name in training.velocity:
+        if velocities is not None and name in training.velocity:
             assert_near_in_size(momenta[parameter]["momentum_buffer"], training.velocity[name], velocities)
 
 
@@ -365,8 +365,8 @@ def test_ten_steps(narrow, narrow_state):
     def check(trainer, training, loss_cls, loss_box):
         assert trainer.losses["loss_cls"].item() == pytest.approx(loss_cls, rel=1e-5)
         assert trainer.losses["loss_box"].item() == pytest.approx(loss_box, rel=1e-5)
-        # Velocities by rounding, which differs with the number of threads (1.04e-4 seen); the next test holds them closer.
-        assert_same_state(trainer, training, parameters=1e-6, velocities=1e-3)
+        # Not the velocities: which ReLU opens first is a matter of rounding, and of threads. The next test holds them.
+        assert_same_state(trainer, training, parameters=1e-6, velocities=None)
 
     batch, (pixels_N3HW, boxes, classes) = scene("all together")
     detector = copy.deepcopy(narrow)
