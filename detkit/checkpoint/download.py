@@ -21,7 +21,6 @@ from detkit.log import get_logger
 
 DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"  # what detectron2:// stands for
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")  # torchvision's: the start of the SHA-256
-_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")  # eight digits that are no hash
 _LONGEST = 200  # bytes of a name in the cache; file systems take 255, with what is appended while it comes
 _TRIES = 3
 _TIMEOUT = 30  # seconds without a byte
@@ -142,7 +141,10 @@ def _fetch_rest(url: str, part: Path, opener: urllib.request.OpenerDirector) -> 
         coding = response.headers.get("Content-Encoding") or "identity"
         if coding.lower() != "identity":
             raise DownloadError(f"{url}: the server sends it compressed ({coding[:40]!r}), which was not asked for")
-        start = have if response.status == 206 and _starts_at(response, have) else 0
+        if response.status == 206 and not _starts_at(response, have):
+            part.unlink(missing_ok=True)
+            raise ConnectionError("the server sent another part than was asked for")
+        start = have if response.status == 206 else 0
         whole = start + _length(response, default=-1 - start)
         _need_space(part, whole - start)
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
@@ -193,7 +195,8 @@ def _digest(url: str, fragment: str, source: str) -> str:
             raise CheckpointError(f"{source}: '#{fragment}' is not #sha256=<8 to 64 hexadecimal digits>")
         return match[1].lower()
     match = _HASH_IN_NAME.search(urllib.parse.urlsplit(url).path)
-    return match[1] if match and not _DATE.fullmatch(match[1]) else ""
+    # Digits alone are rather a date or a number of iterations: of eight digits of a hash, that is one in forty.
+    return match[1] if match and not match[1].isdigit() else ""
 
 
 def _check_kept(target: Path, digest: str) -> None:

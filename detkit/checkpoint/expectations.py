@@ -49,6 +49,8 @@ def of_detector(detector: Any) -> Expects:
         pixel_std=None if std is None else tuple(std.flatten().tolist()),
         stride_in_1x1=None if block is None else block.conv1.stride != (1, 1),
         anchors=None if anchors is None else tuple(anchors),
+        offset=getattr(grid, "offset", None),
+        steps=getattr(grid, "steps", None),
     )
 
 
@@ -59,7 +61,7 @@ def about_weights(detector: Any) -> dict[str, str]:
 
 def of_backbone(expects: Expects) -> Expects:
     """Return the part that concerns the bottom-up network alone."""
-    return dataclasses.replace(expects, anchors=None, preset="")
+    return dataclasses.replace(expects, anchors=None, offset=None, steps=None, preset="")
 
 
 def _from_text(text: str) -> Expects:
@@ -73,9 +75,16 @@ def _from_text(text: str) -> Expects:
         pixel_std=_numbers(values.get("pixel_std")),
         stride_in_1x1=values.get("stride_in_1x1"),
         anchors=None if anchors is None else tuple((float(w), float(h)) for w, h in anchors[:_MOST_ANCHORS]),
+        offset=None if values.get("offset") is None else float(values["offset"]),
+        steps=values.get("steps"),
         preset=values.get("preset", ""),
     )
-    if found.channels not in (None, "RGB", "BGR") or found.stride_in_1x1 not in (None, True, False):
+    choices = (
+        (found.channels, ("RGB", "BGR")),
+        (found.stride_in_1x1, (True, False)),
+        (found.steps, ("strides", "input")),
+    )
+    if any(value is not None and value not in allowed for value, allowed in choices):
         raise ValueError("other values")
     if not re.fullmatch(r"[a-z0-9_]{0,40}", found.preset):
         raise ValueError("no name of a preset")
@@ -89,7 +98,7 @@ def _numbers(values: Any) -> tuple[float, ...] | None:
 def differences(detector: nn.Module, expects: Expects) -> list[str]:
     """Return a sentence for each difference that changes what the network sees or what its outputs mean."""
     found = [_channels(detector, expects), *_pixels(detector, expects), _stride(detector, expects)]
-    notes = [text for text in (*found, _anchors(detector, expects)) if text]
+    notes = [text for text in (*found, _anchors(detector, expects), *_places(detector, expects)) if text]
     if notes and expects.preset:
         notes.append(f"configs/presets/{expects.preset}.yaml as _BASE_ is what these weights were trained with")
     return notes
@@ -126,6 +135,16 @@ def _stride(detector: Any, expects: Expects) -> str:
         f"these weights have the stride of a block in its {'1x1' if expects.stride_in_1x1 else '3x3'} convolution: "
         f"MODEL.BACKBONE.ResNet.STRIDE_IN_1X1 should be {str(expects.stride_in_1x1).lower()}"
     )
+
+
+def _places(detector: Any, expects: Expects) -> list[str]:
+    grid: Any = getattr(detector, "anchors", None)
+    pairs = [(key, getattr(expects, key), getattr(grid, key, None)) for key in ("offset", "steps")]
+    return [
+        f"these weights were trained with MODEL.ANCHORS.{key.upper()} {wanted}, and it is {got}"
+        for key, wanted, got in pairs
+        if wanted is not None and got is not None and wanted != got
+    ]
 
 
 def _first_bottleneck(detector: Any) -> Any:

@@ -19,7 +19,7 @@ from detkit.checkpoint.report import LoadReport, TensorRow, short_name
 from detkit.log import get_logger
 
 KeyMap = Callable[[str], str | None]
-_CONTAINERS = ("model", "state_dict", "blobs", "model_state")  # ours and detectron2's, Lightning's, Detectron's, pycls'
+_CONTAINERS = ("model", "state_dict", "blobs")  # ours and detectron2's, Lightning's, Detectron's
 _COUNTER = "num_batches_tracked"
 _MOST_SHARED = 16  # times their memory that tensors which share it may have as copies; layers are shared by some levels
 _MOST_CLASSES = 100_000
@@ -58,6 +58,7 @@ def apply_weights(
     """Do what load_weights does with what load_file returned; `source` names it in messages."""
     target = detector.state_dict()
     translation = translated(tensors_in(content, source), key_map, source)
+    _leave_out_training(translation)
     _place_backbone(translation, target)
     _add_constant_statistics(translation, target)
     names = class_names_in(content, source)
@@ -132,6 +133,13 @@ def _mapped(tensors: dict[str, Tensor], names: dict[str, str | None]) -> Transla
     return result
 
 
+def _leave_out_training(translation: Translation) -> None:
+    """Leave out what belongs to a training, not to its weights: the criterion's moving average."""
+    for name in [name for name in translation.tensors if name.startswith("criterion.")]:
+        del translation.tensors[name]
+        translation.skipped[translation.sources[name]] = _why_missing(name)
+
+
 def _place_backbone(translation: Translation, target: dict[str, Tensor]) -> None:
     """Put the tensors of a bottom-up network alone, named as such, to where it stands in a detector."""
     tensors = translation.tensors
@@ -143,10 +151,11 @@ def _place_backbone(translation: Translation, target: dict[str, Tensor]) -> None
 
 def _add_constant_statistics(translation: Translation, target: dict[str, Tensor]) -> None:
     """Add mean 0 and variance 1 of norms that a file holds without them (detectron2's first files)."""
+    given = set(translation.tensors)
     for name, wanted in target.items():
         stem, _, part = name.rpartition(".")
-        is_statistic = part in ("running_mean", "running_var") and name not in translation.tensors
-        if is_statistic and f"{stem}.weight" in translation.tensors:
+        has_neither = all(f"{stem}.{p}" not in given for p in ("running_mean", "running_var"))
+        if part in ("running_mean", "running_var") and has_neither and f"{stem}.weight" in given:
             translation.add(name, IMPLIED, torch.full_like(wanted, float(part == "running_var")))
 
 

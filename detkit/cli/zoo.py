@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from tabulate import tabulate
 
 from detkit.cli.status import status_of
@@ -79,14 +80,14 @@ def _evaluate_all(args: argparse.Namespace) -> list[Outcome]:
 def _evaluate(entry: Entry, overrides: Sequence[str]) -> Outcome:
     """Evaluate a model; what is missing for it (weights, data, memory) does not keep the others from it."""
     from detkit.checkpoint import CheckpointError
-    from detkit.data import DataError
+    from detkit.data import DataError, WorkerKilledError
     from detkit.engine import evaluate_only
 
     cfg = read_config(str(entry.config), [])
     cfg.merge_from_list(overrides)
     try:
         results = evaluate_only(cfg)
-    except (CheckpointError, ConfigError, DataError) as error:
+    except (CheckpointError, ConfigError, DataError, MemoryError, WorkerKilledError, torch.OutOfMemoryError) as error:
         return Outcome(entry, None, str(error).split("\n")[0])
     return Outcome(entry, float(results["bbox"]["AP"]), "")
 

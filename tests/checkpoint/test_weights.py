@@ -325,3 +325,34 @@ def test_a_wrong_shape_says_what_the_file_is_and_its_preset(tmp_path):
         CheckpointError, match=r"torchvision's RetinaNet \(v2\), which is for configs/presets/torchvision_v2"
     ):
         load_weights(foreign.detector(), tmp_path / "v2.pth")
+
+
+def test_places_of_anchors_are_compared(tmp_path):
+    blobs = foreign.caffe2_retinanet(foreign.as_affine(foreign.detector()))
+    path = foreign.write_pickle(tmp_path / "d1.pkl", {"blobs": blobs})
+    notes = load_weights(foreign.detector("MODEL.ANCHORS.ROUNDING", "detectron"), path).notes
+    assert any("MODEL.ANCHORS.OFFSET 0.5, and it is 0.0" in note for note in notes)
+    source = foreign.detector("MODEL.NECK.FPN.TOP_BLOCK_FROM", "P5")
+    torch.save(foreign.torchvision_retinanet(source, version=1), tmp_path / "tv.pth")
+    assert any("MODEL.ANCHORS.STEPS input" in note for note in load_weights(source, tmp_path / "tv.pth").notes)
+
+
+def test_the_moving_average_of_a_training_is_no_weight(tmp_path):
+    source, target = (foreign.detector("MODEL.CRITERION.NORMALIZER_MOMENTUM", 0.9) for _ in range(2))
+    source.criterion.moving_normalizer.fill_(777.0)
+    torch.save({"model": source.state_dict()}, tmp_path / "w.pth")
+    report = load_weights(target, tmp_path / "w.pth")
+    assert float(target.criterion.moving_normalizer) == 100.0
+    assert report.skipped == {"criterion.moving_normalizer": "state of training, which starts anew"}
+
+
+def test_another_detector_of_torchvision_gives_its_backbone_alone(tmp_path):
+    state = foreign.torchvision_resnet(foreign.detector(), "backbone.body.", counters=False)
+    state |= {
+        "backbone.fpn.inner_blocks.0.0.weight": torch.zeros(32, 64, 1, 1),
+        "rpn.head.conv.0.0.weight": torch.zeros(1),
+    }
+    torch.save(state, tmp_path / "frcnn.pth")
+    report = load_weights(foreign.detector(), tmp_path / "frcnn.pth")
+    assert set(report.skipped) == {"backbone.fpn.inner_blocks.0.0.weight", "rpn.head.conv.0.0.weight"}
+    assert all(name.startswith("backbone.bottom_up.") for name in report.loaded)

@@ -95,6 +95,8 @@ def _expectations(tensors: dict[str, Tensor], is_detector: bool) -> Expects:
         pixel_std=None if has_groups else (1.0, 1.0, 1.0),  # of a ResNeXt it depends on who converted it
         stride_in_1x1=not has_groups,
         anchors=_first_anchors() if is_detector else None,
+        offset=0.5 if is_detector else None,
+        steps="strides" if is_detector else None,
         preset="detectron" if is_detector else "",
     )
 

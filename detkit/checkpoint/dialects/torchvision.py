@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import Tensor
 
 from detkit.checkpoint.dialects.translation import BACKBONE, IMPLIED, Expects, Translation, permuted
@@ -19,7 +20,6 @@ _OUR_ORDER = [3 * ratio + scale for scale in range(3) for ratio in range(3)]  # 
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
 _BODY = "backbone.body."
-_COUNTER = "num_batches_tracked"
 _NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 _BACKBONE_RULES = (
     (re.compile(r"conv1\.weight"), lambda m: "stem.conv1.weight"),
@@ -53,7 +53,9 @@ def speaks(tensors: dict[str, Tensor]) -> bool:
 
 def translate(tensors: dict[str, Tensor]) -> Translation:
     """Return a backbone, or a RetinaNet, under our names."""
-    return _retinanet(tensors) if f"{_BODY}conv1.weight" in tensors else _resnet(tensors)
+    if any(name.startswith("head.classification_head.") for name in tensors):
+        return _retinanet(tensors)
+    return _other_detector(tensors) if f"{_BODY}conv1.weight" in tensors else _resnet(tensors)
 
 
 def _resnet(tensors: dict[str, Tensor]) -> Translation:
@@ -66,6 +68,14 @@ def _resnet(tensors: dict[str, Tensor]) -> Translation:
     return result
 
 
+def _other_detector(tensors: dict[str, Tensor]) -> Translation:
+    """Return the backbone of a Faster R-CNN or the like; the rest keeps its names, for which there is no place here."""
+    result = Translation("another detector of torchvision", expects=BACKBONE_EXPECTS)
+    for name, tensor in tensors.items():
+        result.add(_backbone_name(name.removeprefix(_BODY)) if name.startswith(_BODY) else name, name, tensor)
+    return result
+
+
 def _retinanet(tensors: dict[str, Tensor]) -> Translation:
     has_norm = any(".conv.0.1." in name for name in tensors)
     version = "v2" if has_norm else "v1"
@@ -74,17 +84,29 @@ def _retinanet(tensors: dict[str, Tensor]) -> Translation:
     logits = next((len(t) for name, t in tensors.items() if name.endswith("cls_logits.bias")), 0)
     for name, tensor in tensors.items():
         target = _detector_name(name, has_norm, is_old="head.classification_head.conv.2.weight" in tensors)
-        if not has_norm and logits == 9 * _COCO_ROWS and target.endswith("norm.running_var"):
-            tensor = tensor - _EPS  # torchvision sets the epsilon of these weights' norms to 0
         result.add(target, name, _in_our_order(target, tensor))
     for name, weight in list(result.tensors.items()) if has_norm else ():
         if re.fullmatch(r"head\.\w+_subnet\.\d+\.weight", name) and weight.ndim == 4:
             result.add(name.replace("weight", "bias"), IMPLIED, weight.new_zeros(len(weight)))
+    if not has_norm and logits == 9 * _COCO_ROWS:
+        _add_epsilon(result.tensors)
     return result
 
 
+def _add_epsilon(tensors: dict[str, Tensor]) -> None:
+    """Make norms to which torchvision adds no epsilon (in these weights it is 0) the same where one is added.
+
+    The scale takes it up, as taking it off a variance that is smaller would leave nothing, or less.
+    """
+    for name, var in tensors.items():
+        scale = name.replace("running_var", "weight")
+        if name.endswith("norm.running_var") and scale in tensors:
+            var = var.double().clamp(min=torch.finfo(torch.float32).tiny)
+            tensors[scale] = (tensors[scale].double() * ((var + _EPS) / var).sqrt()).to(tensors[scale].dtype)
+
+
 def _expectations(anchors: tuple[tuple[float, float], ...], preset: str) -> Expects:
-    return Expects("RGB", _MEAN, _STD, stride_in_1x1=False, anchors=anchors, preset=preset)
+    return Expects("RGB", _MEAN, _STD, stride_in_1x1=False, anchors=anchors, offset=0.0, steps="input", preset=preset)
 
 
 def _backbone_name(name: str) -> str:

@@ -19,6 +19,8 @@ class Expects:
         pixel_mean, pixel_std: three numbers each, in the order of the channels.
         stride_in_1x1: whether a bottleneck's stride sits in its first 1x1 convolution.
         anchors: (width, height) in pixels of the anchors of the finest level, scales outer, ratios inner.
+        offset: where the first anchors are centred, in strides.
+        steps: how far anchors are apart, "strides" or "input" (MODEL.ANCHORS.STEPS).
         preset: the config under configs/presets/ that says it all, or "".
     """
 
@@ -27,6 +29,8 @@ class Expects:
     pixel_std: tuple[float, ...] | None = None
     stride_in_1x1: bool | None = None
     anchors: tuple[tuple[float, float], ...] | None = None
+    offset: float | None = None
+    steps: str | None = None
     preset: str = ""
 
 

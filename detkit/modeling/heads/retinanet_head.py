@@ -45,7 +45,7 @@ class RetinaNetHead(nn.Module):
         self.bbox_subnet = _subnet(in_channels, width, num_convs, norm)
         self.cls_score = nn.Conv2d(width, num_anchors * num_logits, 3, padding=1)
         self.bbox_pred = nn.Conv2d(width, num_anchors * 4, 3, padding=1)
-        self._prior_bias = None if prior_bias is None else torch.tensor(prior_bias).repeat(num_anchors)
+        self._prior_bias = None if prior_bias is None else list(prior_bias) * num_anchors
         self._initialise()
 
     def _initialise(self) -> None:
@@ -64,7 +64,7 @@ class RetinaNetHead(nn.Module):
     def _start_from_prior(self) -> None:
         bias = self.cls_score.bias
         assert bias is not None
-        bias.zero_() if self._prior_bias is None else bias.copy_(self._prior_bias)
+        bias.zero_() if self._prior_bias is None else bias.copy_(bias.new_tensor(self._prior_bias))
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return logits [N, H*W*A, K'] and box deltas [N, H*W*A, 4] of every level [N, C, H, W]."""
