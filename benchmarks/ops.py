@@ -4,8 +4,8 @@
 
 Measures on the CPU, and on a CUDA device where there is one. Writes ops_<device>.md, .json and a picture of how NMS
 grows: a whole run to benchmarks/results/; one of small sizes (--quick) or of some cases (--only) to --output, without
-which it prints the page. What is compared runs in turns in one process, each case in a fresh one. Needs fvcore and a
-C++ compiler.
+which it prints the page. What is compared runs in turns in one process, each case in a fresh one. Where fvcore or
+torchvision is missing, its rows are. Needs a C++ compiler on the CPU.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Case:
 CASES = {
     "loss_fvcore": Case(losses.against_fvcore),
     "loss_fvcore_kept": Case(functools.partial(losses.against_fvcore, mark=None), keeps_blocks=True, on=("cpu",)),
+    "loss_eager": Case(losses.against_eager, on=("cuda",)),
     "loss_compiled": Case(losses.against_compiled),
     "loss_compiled_kept": Case(functools.partial(losses.against_compiled, mark=None), keeps_blocks=True, on=("cpu",)),
     "loss_sigmoid": Case(losses.against_fresh_sigmoid),
@@ -92,7 +93,7 @@ def run_case(name: str, device: str, is_quick: bool) -> Found:
 def _measure_device(device: str, args: argparse.Namespace, folder: Path | None) -> None:
     about = page.describe_run(device, sys.argv[1:])
     names = [name for name in args.only or CASES if device in CASES[name].on]
-    results = page.Results(device, about, {name: _in_fresh_process(name, device, args.quick) for name in names})
+    results = page.Results(device, about, {name: in_fresh_process(name, device, args.quick) for name in names})
     about["load of the machine after"] = f"{os.getloadavg()[0]:.1f}"
     is_judged = device == "cpu" and not args.quick  # the marks are those of full sizes on two cores
     if folder is None:
@@ -102,8 +103,11 @@ def _measure_device(device: str, args: argparse.Namespace, folder: Path | None) 
     print(f"written: {folder / f'ops_{device}.md'}")
 
 
-def _in_fresh_process(name: str, device: str, is_quick: bool) -> Found:
-    """Run a case in a process of its own, with the allocator's defaults, and show that it is at work."""
+def in_fresh_process(name: str, device: str, is_quick: bool) -> Found:
+    """Return what a case finds in a process of its own, with the allocator's defaults; show that it is at work.
+
+    Raises subprocess.CalledProcessError where it fails.
+    """
     print(f"{device}: {name} ...", file=sys.stderr, flush=True)
     tuned = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(tuned)}

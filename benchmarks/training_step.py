@@ -51,31 +51,40 @@ def main() -> None:
         args.output.write_text(page)
 
 
-def some_batch(size: int) -> Batch:
-    """Return square pictures of noise with boxes of 20 to 200 pixels."""
+def some_batch(height: int, width: int | None = None, images: int = IMAGES) -> Batch:
+    """Return pictures of noise, square without a width, of at least 200 pixels, with boxes of 20 to 200 pixels."""
     generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(IMAGES, BOXES, 2, generator=generator) * (size - 200)
-    sides = 20 + torch.rand(IMAGES, BOXES, 2, generator=generator) * 180
+    width = width or height
+    corners = torch.rand(images, BOXES, 2, generator=generator) * torch.tensor([width - 200, height - 200])
+    sides = 20 + torch.rand(images, BOXES, 2, generator=generator) * 180
+    sizes = torch.tensor([[height, width]]).repeat(images, 1)
     return Batch(
-        images=torch.randint(0, 255, (IMAGES, 3, size, size), generator=generator, dtype=torch.uint8),
-        image_sizes=torch.full((IMAGES, 2), size),
-        original_sizes=torch.full((IMAGES, 2), size),
-        image_ids=torch.arange(IMAGES),
+        images=torch.randint(0, 255, (images, 3, height, width), generator=generator, dtype=torch.uint8),
+        image_sizes=sizes,
+        original_sizes=sizes.clone(),
+        image_ids=torch.arange(images),
         gt_boxes_NG4=torch.cat([corners, corners + sides], -1),
-        gt_classes_NG=torch.randint(0, CLASSES, (IMAGES, BOXES), generator=generator),
-        seeds=torch.arange(IMAGES),
+        gt_classes_NG=torch.randint(0, CLASSES, (images, BOXES), generator=generator),
+        seeds=torch.arange(images),
     )
 
 
 def whole_step(detector: nn.Module, batch: Batch, dtype: torch.dtype | None) -> Callable[[], None]:
+    """Return a step of training of detkit's detector on a batch."""
+    return step_of(detector, lambda: _sum(detector(batch)), batch.images.device, dtype)
+
+
+def step_of(
+    network: nn.Module, loss: Callable[[], Tensor], device: torch.device, dtype: torch.dtype | None
+) -> Callable[[], None]:
     """Return a step of training: forward, backward, SGD with momentum at a rate that changes next to nothing."""
-    optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=1e-8, momentum=0.9)
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-8, momentum=0.9)
 
     def step() -> None:
         optimizer.zero_grad()
-        with autocast(batch.images.device, dtype):
-            losses = detector(batch)
-        _sum(losses).backward()
+        with autocast(device, dtype):
+            value = loss()
+        value.backward()
         optimizer.step()
 
     return step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -70,17 +70,29 @@ def _exponent_row(name: str, counts: list[int], timings: Timings) -> Row:
 
 
 def nms_of_few(sizes: Sizes, device: str) -> Found:
-    """Time a small NMS and one by classes."""
+    """Time a small NMS and one by classes, and compare them with torchvision's where there is one."""
     boxes, scores = _dense(sizes.few, device)
-    works: dict[str, Work] = {
+    works: dict[str, functools.partial] = {
         f"nms, {sizes.few} boxes, IoU {iou}": functools.partial(ops.nms, boxes, scores, iou) for iou in _IOUS
     }
     boxes, scores = _dense(sizes.grouped, device)
     classes = torch.randint(_CLASSES, scores.shape, generator=torch.Generator().manual_seed(0)).to(device)
     grouped = f"batched_nms, {sizes.grouped} boxes, {_CLASSES} classes, IoU 0.5"
     works[grouped] = functools.partial(ops.batched_nms, boxes, scores, classes, 0.5)
-    timings = interleaved(works, rounds=sizes.rounds, device=device)
-    return Found([alone(name, timings, name, mark=2.0 if name == grouped else 0.4) for name in works])
+    theirs = _vision_of_few(works)
+    timings = interleaved({**works, **theirs}, rounds=sizes.rounds, device=device)
+    rows = [alone(name, timings, name, mark=2.0 if name == grouped else 0.4) for name in works]
+    pairs = zip(works, theirs, strict=bool(theirs))
+    return Found(rows + [compared(ours, timings, ours, other, "faster") for ours, other in pairs])
+
+
+def _vision_of_few(works: Mapping[str, functools.partial]) -> dict[str, Work]:
+    """Return torchvision's functions for the arguments of ours, in the same order; nothing where it is missing."""
+    vision = peers.torchvision_ops()
+    if vision is None:
+        return {}
+    same = {ops.nms: vision.nms, ops.batched_nms: vision.batched_nms}
+    return {f"torchvision's {name}": functools.partial(same[work.func], *work.args) for name, work in works.items()}
 
 
 def nms_with_limits(sizes: Sizes, device: str) -> Found:

@@ -21,10 +21,11 @@ _OURS = "detkit"
 
 def against_fvcore(sizes: Sizes, device: str, mark: float | None = 30) -> Found:
     """Compare with fvcore's jit function as detectron2 calls it, and with torchvision's where there is one."""
-    losses: dict[str, Callable[..., Tensor]] = {
-        "fvcore's jit function, called as detectron2 does": peers.detectron2_focal_loss
-    }
-    vision = peers.torchvision_ops()
+    losses: dict[str, Callable[..., Tensor]] = {}
+    fvcore, vision = peers.fvcore_losses(), peers.torchvision_ops()
+    if fvcore is not None:
+        theirs = functools.partial(peers.detectron2_focal_loss, loss=fvcore.sigmoid_focal_loss_jit)
+        losses["fvcore's jit function, called as detectron2 does"] = theirs
     if vision is not None:
         theirs = functools.partial(peers.detectron2_focal_loss, loss=vision.sigmoid_focal_loss)
         losses["torchvision's function, called likewise"] = theirs
@@ -32,16 +33,29 @@ def against_fvcore(sizes: Sizes, device: str, mark: float | None = 30) -> Found:
 
 
 def against_compiled(sizes: Sizes, device: str, mark: float | None = 3) -> Found:
-    """Compare with fvcore's function compiled by torch.compile, from labels."""
-    compiled = torch.compile(peers.focal_loss_of_labels, dynamic=False)
+    """Compare with fvcore's function compiled by torch.compile, from labels; nothing without fvcore."""
+    fvcore = peers.fvcore_losses()
+    if fvcore is None:
+        return Found()
+    theirs = functools.partial(peers.focal_loss_of_labels, loss=fvcore.sigmoid_focal_loss)
+    compiled = torch.compile(theirs, dynamic=False)
     return _against({"`torch.compile` of fvcore's function, from labels": compiled}, sizes, device, mark)
+
+
+def against_eager(sizes: Sizes, device: str) -> Found:
+    """Compare with fvcore's function run step by step, from labels; nothing without fvcore."""
+    fvcore = peers.fvcore_losses()
+    if fvcore is None:
+        return Found()
+    theirs = functools.partial(peers.focal_loss_of_labels, loss=fvcore.sigmoid_focal_loss)
+    return _against({"fvcore's function, from labels": theirs}, sizes, device, None)
 
 
 def _against(
     losses: dict[str, Callable[..., Tensor]], sizes: Sizes, device: str, mark: float | None, *, ignored: bool = False
 ) -> Found:
     found = Found()
-    for dtype in _DTYPES:
+    for dtype in _DTYPES if losses else ():
         logits, labels = _inputs(sizes, device, dtype, ignored=ignored)
         contenders = {name: _pass(loss, logits, labels) for name, loss in losses.items()}
         timings = _timed(sizes, device, _focal(logits, labels), contenders)

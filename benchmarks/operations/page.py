@@ -80,7 +80,10 @@ def _versions() -> list[str]:
 
 
 def _compiler() -> str:
-    output = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True, check=True)
+    try:
+        output = subprocess.run([os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "no C++ compiler"
     return output.stdout.splitlines()[0]
 
 
@@ -102,8 +105,7 @@ def as_markdown(results: Results, is_judged: bool) -> str:
     lines = [f"# The operations on {results.device.upper()}", ""]
     lines += [f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in results.about.items()]
     lines += ["", *(_verdict(rows) if is_judged else [_NOT_JUDGED])]
-    lines += ["", "| what | compared with | detkit | the other | measured | mark | |", "|---|---|---|---|---|---|---|"]
-    return "\n".join([*lines, *(_line(row, is_judged) for row in rows), "", _METHOD])
+    return "\n".join([*lines, "", *as_table(rows, is_judged), "", _METHOD])
 
 
 def _verdict(rows: Sequence[Row]) -> list[str]:
@@ -121,6 +123,12 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
 
 def _subject(row: Row) -> str:
     return f"{row.what}, against {row.against}" if row.against else row.what
+
+
+def as_table(rows: Sequence[Row], is_judged: bool) -> list[str]:
+    """Return the lines of a table of rows."""
+    head = ["| what | compared with | detkit | the other | measured | mark | |", "|---|---|---|---|---|---|---|"]
+    return [*head, *(_line(row, is_judged) for row in rows)]
 
 
 def _line(row: Row, is_judged: bool) -> str:

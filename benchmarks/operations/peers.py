@@ -13,8 +13,6 @@ from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from fvcore.nn import sigmoid_focal_loss as fvcore_focal_loss
-from fvcore.nn import sigmoid_focal_loss_jit as fvcore_focal_loss_jit
 from torch import Tensor
 
 DenseLoss = Callable[..., Tensor]
@@ -29,19 +27,28 @@ def torchvision_ops() -> ModuleType | None:
     return torchvision.ops
 
 
+def fvcore_losses() -> ModuleType | None:
+    """Return fvcore.nn.focal_loss, or None where fvcore is missing or does not fit the torch that is here."""
+    try:
+        from fvcore.nn import focal_loss
+    except (ImportError, RuntimeError):
+        return None
+    return focal_loss
+
+
 def detectron2_focal_loss(
-    logits_RK: Tensor, labels_R: Tensor, *, alpha: float, gamma: float, loss: DenseLoss = fvcore_focal_loss_jit
+    logits_RK: Tensor, labels_R: Tensor, *, alpha: float, gamma: float, loss: DenseLoss
 ) -> Tensor:
-    """Return the summed focal loss as detectron2's RetinaNet calls it: mask, one-hot targets, fvcore's jit function."""
+    """Return the summed focal loss as detectron2's RetinaNet calls it: mask, one-hot targets, then `loss`."""
     valid_R = labels_R >= 0
     targets_RK = F.one_hot(labels_R[valid_R], num_classes=logits_RK.shape[-1] + 1)[:, :-1].to(logits_RK.dtype)
     return loss(logits_RK[valid_R], targets_RK, alpha=alpha, gamma=gamma, reduction="sum")
 
 
-def focal_loss_of_labels(logits_RK: Tensor, labels_R: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """Return fvcore's summed focal loss of labels 0..K, in a form to compile: targets made inside, nothing ignored."""
+def focal_loss_of_labels(logits_RK: Tensor, labels_R: Tensor, *, alpha: float, gamma: float, loss: DenseLoss) -> Tensor:
+    """Return a summed focal loss of labels 0..K, in a form to compile: targets made inside, nothing ignored."""
     targets_RK = F.one_hot(labels_R, num_classes=logits_RK.shape[-1] + 1)[:, :-1].to(logits_RK.dtype)
-    return fvcore_focal_loss(logits_RK, targets_RK, alpha=alpha, gamma=gamma, reduction="sum")
+    return loss(logits_RK, targets_RK, alpha=alpha, gamma=gamma, reduction="sum")
 
 
 def quadratic_nms(boxes_R4: Tensor, scores_R: Tensor, iou_threshold: float) -> Tensor:

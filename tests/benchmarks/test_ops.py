@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import ops as command
 import pytest
@@ -14,7 +15,11 @@ from detkit import ops
 
 def test_the_losses_that_are_compared_are_equal():
     options = {"alpha": 0.25, "gamma": 2.0}
-    for ignored, other in ((True, peers.detectron2_focal_loss), (False, peers.focal_loss_of_labels)):
+    pairs = (
+        (True, partial(peers.detectron2_focal_loss, loss=peers.fvcore_losses().sigmoid_focal_loss_jit)),
+        (False, partial(peers.focal_loss_of_labels, loss=peers.fvcore_losses().sigmoid_focal_loss)),
+    )
+    for ignored, other in pairs:
         logits, labels = inputs.head_outputs(500, 7, torch.float32, ignored=ignored)
         assert (labels == -1).any() == ignored
         logits.requires_grad_()

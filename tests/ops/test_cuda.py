@@ -154,6 +154,7 @@ def test_tensors_of_several_devices_are_refused_by_the_operators_themselves():
             mixed()
 
 
+@pytest.mark.cuda(devices=2)
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device, or none")
 def test_work_runs_where_its_tensors_are():
     boxes, scores = crowd(1, 500)
@@ -190,6 +191,7 @@ def test_compiles_in_one_graph_on_the_device():
     assert torch.equal(got[1], expected[1])
 
 
+@pytest.mark.cuda(gib=12)
 def test_more_elements_than_31_bits_count():
     rows, classes = 2**25 + 1000, 64  # of bfloat16: 4 GiB, and as much for the gradient
     if torch.cuda.mem_get_info()[0] < 12 * 2**30:
