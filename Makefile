@@ -3,12 +3,14 @@
 #   make test         set up, then lint, types and tests
 #   make sanitize     the CUDA kernels on the emulated device under sanitizers, and bugs planted to be caught (five minutes)
 #   make stress       random and adversarial cases of the operations, ten thousand of each (about four minutes)
+#   make wheelhouse   for a machine with a GPU and without a network: wheels for its Python (PYTHON_VERSION=3.12)
+#   make gpu-check    on that machine: do the CUDA kernels run, are they right, are they fast (nine minutes, resumable)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test lint types pytest sanitize fuzz stress docs format clean
+.PHONY: quickstart test lint types pytest sanitize fuzz stress docs format wheelhouse gpu-check clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python tools/train_net.py --config-file configs/quickstart.yaml
@@ -45,6 +47,16 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# All but torch: wheelhouse/ is copied to the target with the checkout. By default for the Python that is used here.
+wheelhouse: $(VENV)/.installed
+	$(BIN)/python benchmarks/wheelhouse.py $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION))
+
+# PYTHON has a torch with CUDA, of the system or of an environment; .venv-gpu sees it, and nothing is fetched.
+# The same command goes on where it stopped; GPU_CHECK has options, such as "--device cpu" for a dry run.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_venv.py
+	.venv-gpu/bin/python benchmarks/gpu_check.py $(GPU_CHECK)
+
 # torch first, pinned by constraints.txt; the rest then builds against it without a build environment of its own.
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
@@ -54,4 +66,4 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info detkit/*.so
+	rm -rf $(VENV) .venv-gpu wheelhouse build dist *.egg-info detkit/*.so

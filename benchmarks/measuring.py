@@ -109,15 +109,15 @@ def milliseconds(work: Work, device: str = "cpu", repeats: int = 1) -> float:
     return (time.perf_counter() - start) * 1e3 / repeats
 
 
-def on_device(works: Sequence[Work], device: str, rounds: int = 9) -> tuple[Spread, str]:
+def on_device(works: Sequence[Work], device: str, rounds: int = 9, *, captured: bool = True) -> tuple[Spread, str]:
     """Return the milliseconds of one of several works without the host's part in it, and how they were taken.
 
     On a CUDA device the works are captured in one CUDA graph, whose replays are timed ("graph"): Python and the
     launches cost nothing then. Works of inputs of their own, larger together than the device's cache, find nothing in
-    it. What cannot be captured is called one after the other ("calls"), as everything is on the CPU.
+    it. What cannot be captured, or is not to be, is called one after the other ("calls"), as everything is on the CPU.
     """
     run, how = (lambda: [work() for work in works]), "calls"
-    if device == "cuda":
+    if device == "cuda" and captured:
         with contextlib.suppress(RuntimeError):
             run, how = _graph_of(works), "graph"
     repeats = _repeats(run, device)
