@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
@@ -146,6 +147,7 @@ def _child(args: argparse.Namespace) -> int:
     context = Context(
         args.child, args.device, args.output, time.monotonic() + args.seconds, args.gpus or 0, args.gib or 0.0
     )
+    os.environ.update(context.environment())
     outcome: Outcome = function_of(args.child)(context)
     write_text_atomically(context.own / "outcome.json", json.dumps(asdict(outcome), indent=1))
     return 0

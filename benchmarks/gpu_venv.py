@@ -3,8 +3,8 @@
     python benchmarks/gpu_venv.py [--venv .venv-gpu] [--wheelhouse wheelhouse]
 
 The environment sees what this Python sees (torch, NVIDIA's packages, torchvision), in its own packages or in those of
-the system. What is missing comes from the wheelhouse where there is one; nothing is fetched. detkit is installed in place,
-with its CUDA kernels left to their first use, which is measured. Needs no pip beforehand: the wheelhouse has one.
+the system. What is missing comes from the wheelhouse where there is one; nothing is fetched. detkit is installed in
+place, with its CUDA kernels left to their first use, which is measured. The wheelhouse brings a pip of its own.
 """
 
 from __future__ import annotations

@@ -85,6 +85,9 @@ def gather(folder: Path, python: str, machine: str) -> None:
     if built:
         raise SystemExit(f"wheelhouse: {built} were built for this machine, not for any; they cannot be given away")
     _download(folder, _target(python, machine))
+    for name in _PURE:  # pip takes the compiled one although the other is there
+        for wheel in folder.glob(f"{name}-*manylinux*.whl"):
+            wheel.unlink()
 
 
 def _target(python: str, machine: str) -> list[str]:

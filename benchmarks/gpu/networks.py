@@ -16,8 +16,9 @@ from gpu.outcome import ROOT, SkippedError
 
 CLASSES = training_step.CLASSES
 SIDES = {600: (600, 800), 800: (800, 1067), 224: (224, 256)}  # height and width of 3:4 pictures, as most of COCO are
-_TINY = ["MODEL.BACKBONE.ResNet.DEPTH", 18, "MODEL.BACKBONE.ResNet.STEM_CHANNELS", 8,
-         "MODEL.BACKBONE.ResNet.RES2_CHANNELS", 8, "MODEL.NECK.FPN.OUT_CHANNELS", 8,
+# Not fewer channels: with 8, a convolution of torch 2.13 in channels_last ends the process on a CPU.
+_TINY = ["MODEL.BACKBONE.ResNet.DEPTH", 18, "MODEL.BACKBONE.ResNet.STEM_CHANNELS", 16,
+         "MODEL.BACKBONE.ResNet.RES2_CHANNELS", 16, "MODEL.NECK.FPN.OUT_CHANNELS", 16,
          "MODEL.HEAD.RetinaNetHead.NUM_CONVS", 1]  # fmt: skip
 _RESIDUAL = 0.2  # of the last norm of a block: with 1, and no trained statistics, activations double at every block
 

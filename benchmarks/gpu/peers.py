@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 
 import ops as command
 from operations import page
@@ -19,7 +18,6 @@ _LEAST = 15.0  # seconds
 
 def run(context: Context) -> Outcome:
     """Run each case in a process of its own, and write the page of those that there are."""
-    os.environ["DETKIT_CACHE"] = str(context.folder / "cache")
     ledger = Ledger(context)
     names = [name for name, case in command.CASES.items() if "cuda" in case.on]
     for name in sorted(names, key=lambda name: name not in _FIRST):
