@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,10 @@ def _run(
         ]
 
     def write() -> None:
-        write_result(state.as_dict(), folder, results, _name(args, about), args.device)
+        try:
+            write_result(state.as_dict(), folder, results, _name(args, about), args.device)
+        except Exception:  # a page that cannot be made is no reason to lose the time on the device
+            traceback.print_exc()
 
     wanted = set(args.steps or [*STEPS]) | set(args.again)
     steps = [step for name, step in STEPS.items() if name in wanted]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpu.outcome import Outcome, first_line
 from gpu.state import State
@@ -73,10 +74,18 @@ def _run_one(step: Step, seconds: float, folder: Path, command: Command) -> Outc
     status = run_within(command(step, seconds - grace_of(seconds)), seconds, log)
     if result.exists():
         return Outcome(**json.loads(result.read_text()))
-    said = last_words(log)
+    said, figures = last_words(log), figures_kept(own)
     if status is None:
-        return Outcome("unfinished", f"killed after {seconds:.0f} s; {said}")
-    return Outcome("failed", f"the process ended with status {status}; {said}")
+        return Outcome("unfinished", f"killed after {seconds:.0f} s; {said}", figures)
+    return Outcome("failed", f"the process ended with status {status}; {said}", figures)
+
+
+def figures_kept(own: Path) -> dict[str, Any]:
+    """Return the items that a step had kept before it was killed or crashed, as it would have returned them."""
+    kept = own / "items.json"
+    items = json.loads(kept.read_text()) if kept.exists() else {}
+    values = {key: item["value"] for key, item in items.items() if "value" in item}
+    return {"items": values} if values else {}
 
 
 def run_within(command: Sequence[str], seconds: float, log: Path, grace: float = _GRACE) -> int | None:

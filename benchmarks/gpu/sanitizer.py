@@ -6,14 +6,12 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gpu import machine
 from gpu.outcome import TIMED_OUT, Context, Ledger, Outcome
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-_WORK = Path(__file__).with_name("work.py")
 _PREFIX = re.compile(r"^=========\s?(.*)$", re.MULTILINE)
 # "ERROR SUMMARY: 3 errors"; "RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)".
 _SUMMARY = re.compile(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)")
@@ -57,7 +55,7 @@ def run(context: Context) -> Outcome:
 def _run_tool(context: Context, tool: str, name: str) -> dict[str, Any]:
     """Return the item of a tool; nothing where its time did not suffice."""
     log = context.own / f"{name}.txt"
-    command = [tool, "--tool", name, "--print-limit", "50", sys.executable, str(_WORK), "cuda"]
+    command = [tool, "--tool", name, "--print-limit", "50", sys.executable, "-m", "gpu.work", "cuda"]
     # The allocator would hand out parts of large blocks, whose ends no tool knows; one library, which is built.
     status = context.run(command, log, PYTORCH_NO_CUDA_MEMORY_CACHING="1", DETKIT_OPS="cuda")
     if status == TIMED_OUT:

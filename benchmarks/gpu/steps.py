@@ -13,7 +13,7 @@ _TABLE = (
     ("environment", "what is here", 60, 5, "machine.run"),
     ("build", "the library of CUDA kernels, built here", 240, 30, "build.run"),
     ("tests_cuda", "the tests with CUDA among them", 200, 30, "suite.run_cuda"),
-    ("sanitizer", "compute-sanitizer over every operation", 150, 20, "sanitizer.run"),
+    ("sanitizer", "compute-sanitizer over every operation", 240, 20, "sanitizer.run"),
     ("determinism", "the same bits over twenty runs", 60, 10, "determinism.run"),
     ("large", "more than 2^31 elements", 60, 10, "large.run"),
     ("ceilings", "copies, matrices, and how near the operations come", 60, 10, "ceilings.run"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,7 +15,7 @@ from gpu.outcome import ROOT, TIMED_OUT, Context, Ledger, Outcome, first_line
 # The longest go first, so that no core waits for one at the end.
 _LONG = ("test_install.py", "test_install_cuda.py", "test_nvcc.py", "test_adversarial.py", "test_losses.py",
          "test_train.py", "test_cli.py", "test_sweep.py", "test_architecture.py", "test_fuzz.py")  # fmt: skip
-_TINY = {True: ["tests/ops/test_cuda.py"], False: ["tests/structures/test_boxes.py", "tests/ops/test_math.py"]}
+_TINY = {True: ["tests/ops/test_cuda.py"], False: ["tests/structures/test_boxes.py", "tests/solver/test_solver.py"]}
 _LEAST = 10.0  # seconds: with less no file is begun
 _NO_TESTS = 5  # pytest's exit status
 
@@ -69,11 +68,9 @@ def _run_file(context: Context, path: str) -> dict[str, Any]:
     name = path.replace("/", "-").removesuffix(".py")
     report, log = context.own / f"{name}.xml", context.own / f"{name}.log"
     report.unlink(missing_ok=True)
-    temporary = context.own / f"{name}.tmp"
-    options = ["-p", "gpu.marking", "-p", "no:cacheprovider", "--junitxml", str(report), "--basetemp", str(temporary)]
+    options = ["-p", "gpu.marking", "-p", "no:cacheprovider", "--junitxml", str(report)]
     started = time.monotonic()
     status = context.run([sys.executable, "-m", "pytest", path, *options], log, OMP_NUM_THREADS="1")
-    shutil.rmtree(temporary, ignore_errors=True)
     if status == TIMED_OUT:
         return {"seconds": None}
     return file_item(status, report, log, round(time.monotonic() - started, 1), context)

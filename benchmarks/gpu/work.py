@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -102,7 +101,7 @@ def main(device: str) -> None:
         work()
     if device == "cuda":
         torch.cuda.synchronize()
-    print(f"{Path(__file__).name}: {len(works)} works done on {device}")
+    print(f"{len(works)} works done on {device}")
 
 
 if __name__ == "__main__":

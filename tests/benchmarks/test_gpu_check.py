@@ -21,6 +21,9 @@ from gpu.outcome import Context, Ledger, Outcome, SkippedError
 from gpu.running import Step, run_steps, run_within
 from gpu.state import State, StateError
 from gpu.steps import STEPS, function_of
+from gpu.work import every_operation
+
+from detkit.ops import _library
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = {"device": "Some GPU", "torch": "2.13.0", "CUDA": "13.0"}
@@ -104,6 +107,14 @@ def test_a_step_that_hangs_is_killed_with_its_children_in_whatever_session(tmp_p
     assert check.run() == {"a": "unfinished", "b": "passed"}
     assert check.reason("a") == "killed after 2 s; still here (a/log.txt)"
     assert not any(running.is_alive(int(pid)) for pid in pids.read_text().split())
+
+
+def test_what_a_step_had_kept_before_it_crashed_is_in_its_record(tmp_path):
+    items = {"x": {"value": 3}, "y": {"error": "bad"}}
+    keep = f"from pathlib import Path\nPath(OUT).with_name('items.json').write_text({json.dumps(items)!r})\n"
+    check = Check(tmp_path, a=f"{keep}import os\nos.abort()")
+    assert check.run() == {"a": "failed"}
+    assert State(tmp_path / "state.json", MACHINE).records["a"].figures == {"items": {"x": 3}}
 
 
 def test_a_process_that_is_told_to_stop_may_write_what_it_has(tmp_path):
@@ -250,7 +261,7 @@ def test_every_file_of_tests_is_in_one_half():
 
 
 CLEAN = """========= COMPUTE-SANITIZER
-work.py: 91 works done on cuda
+91 works done on cuda
 ========= ERROR SUMMARY: 0 errors
 """
 WRONG = """========= COMPUTE-SANITIZER
@@ -259,13 +270,13 @@ WRONG = """========= COMPUTE-SANITIZER
 =========     by thread (31,0,0) in block (0,0,0)
 =========     Address 0x7f2b00000400 is out of bounds
 ========= Program hit unspecified launch failure (error 719)
-work.py: 91 works done on cuda
+91 works done on cuda
 ========= ERROR SUMMARY: 2 errors
 """
 RACES = """========= COMPUTE-SANITIZER
 ========= Error: Race reported between Write access at detkit::sums(float *)+0x120
 =========     and Read access at detkit::sums(float *)+0x160 [8 hazards]
-work.py: 91 works done on cuda
+91 works done on cuda
 ========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
 """
 
@@ -441,6 +452,9 @@ def test_the_page_has_every_table_of_a_recorded_result():
     bad = result_page.as_markdown(result_page.as_json({"machine": MACHINE, "steps": recorded(False)}, is_dry=False))
     assert "Skipped, though there is a device:\n\n- `t::a`: x | y" in bad
     assert "**missed**" in bad
+    killed = {**recorded(True), "tests_cuda": {**recorded(True)["tests_cuda"], "figures": {"items": {"a": True}}}}
+    assert "Tests with" not in result_page.as_markdown(
+        result_page.as_json({"machine": MACHINE, "steps": killed}, is_dry=False))  # fmt: skip
 
 
 def test_a_dry_run_judges_nothing_and_says_what_it_is():
@@ -467,16 +481,16 @@ def test_the_dry_run_of_cheap_steps_writes_a_page_and_does_nothing_twice(tmp_pat
     monkeypatch.setattr(machine, "probe", lambda: NO_DEVICE)
     monkeypatch.setattr(gpu_check.signal, "signal", lambda *_: None)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    options = ["--device", "cpu", "--output", str(tmp_path), "--steps", "sanitizer", "large"]
+    options = ["--device", "cpu", "--output", str(tmp_path), "--steps", "environment", "sanitizer"]
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", *options])
     assert gpu_check.main() == 0
     page = (tmp_path / "dry_run.md").read_text()
     assert result_page.DRY in page
     assert "| sanitizer | compute-sanitizer over every operation | skipped |" in page
-    assert json.loads((tmp_path / "dry_run.json").read_text())["steps"]["large"]["figures"]["items"]["match_anchors"]
-    assert "large: passed" in capfd.readouterr().out
+    assert json.loads((tmp_path / "dry_run.json").read_text())["steps"]["environment"]["figures"]["sources"]
+    assert "environment: passed" in capfd.readouterr().out
     assert gpu_check.main() == 0
-    assert "large:" not in capfd.readouterr().out
+    assert "environment:" not in capfd.readouterr().out
 
 
 def test_a_dry_run_is_no_result_of_a_device(monkeypatch, capsys):
@@ -491,6 +505,11 @@ def test_a_dry_run_is_no_result_of_a_device(monkeypatch, capsys):
         assert gpu_check.main() == 2
         assert said in capsys.readouterr().err
     assert sorted(gpu_check.RESULTS.iterdir()) == before
+
+
+def test_every_operation_is_among_the_works():
+    names = " ".join(every_operation("cpu", 30, 20))
+    assert all(name in names for name in _library.operations())
 
 
 def test_every_step_has_a_function_and_the_name_of_a_device_is_a_file():
