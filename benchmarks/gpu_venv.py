@@ -22,6 +22,7 @@ from pathlib import Path
 from wheelhouse import ROOT, name_of, requirements
 
 _OLDEST = (3, 10)
+_IS_VENV = sys.prefix != sys.base_prefix
 _ASK = """
 import importlib.metadata, json, sys
 found = {}
@@ -86,21 +87,27 @@ def make(folder: Path, wheelhouse: Path) -> Path:
 
     One without pip, which some systems do not let make one, where the wheelhouse has a pip.
     """
-    builder = venv.EnvBuilder(system_site_packages=True, symlinks=True, with_pip=_pip_wheel(wheelhouse) is None)
-    builder.create(folder)
+    with_pip = _pip_wheel(wheelhouse) is None
+    venv.EnvBuilder(system_site_packages=_sees_system(), symlinks=True, with_pip=with_pip).create(folder)
     python = folder / "bin" / "python"
     own = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
-    if sys.prefix != sys.base_prefix:  # "system" means the base's: of a virtual environment nothing would be seen
+    if _IS_VENV:  # "system" means the base's: of a virtual environment nothing would be seen
         here = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
         Path(own, "of_the_caller.pth").write_text("".join(f"{path}\n" for path in here))
     return python
 
 
+def _sees_system() -> bool:
+    """Whether this Python sees the packages of the system; a virtual environment that does not has a reason."""
+    settings = Path(sys.prefix, "pyvenv.cfg")
+    return not _IS_VENV or "include-system-site-packages = true" in settings.read_text().lower()
+
+
 def pip_of(python: Path, wheelhouse: Path) -> list[str]:
-    """Return the words that run pip in an environment: the wheelhouse's, else its own."""
+    """Return the words that run pip in an environment, the wheelhouse's or its own, whatever it is configured to."""
     wheel = _pip_wheel(wheelhouse)
-    return [str(python), f"{wheel}/pip"] if wheel else [str(python), "-m", "pip"]
+    return [str(python), *([f"{wheel}/pip"] if wheel else ["-m", "pip"]), "--isolated", "--quiet"]
 
 
 def _pip_wheel(wheelhouse: Path) -> Path | None:

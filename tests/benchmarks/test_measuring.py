@@ -75,3 +75,11 @@ def test_peak_memory_counts_what_was_freed_again(megabytes):
 
     peak = measuring.peak_extra_mb(work)
     assert megabytes <= peak < 2.2 * megabytes  # the block, and the bytes that are written into it
+
+
+def test_the_time_of_one_of_several_works_is_a_share_of_their_round(clock):
+    calls = []
+    works = [lambda n=n: (calls.append(n), clock.sleep_ms(6 + 4 * n)) for n in range(2)]
+    spread, how = measuring.on_device(works, "cpu", rounds=3)
+    assert (spread.median, how) == (pytest.approx(8), "calls")
+    assert calls == [0, 1] * (2 + 3)
