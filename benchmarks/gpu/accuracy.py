@@ -11,10 +11,10 @@ from detkit.files import datasets_folder
 from gpu.outcome import TIMED_OUT, Context, Outcome, first_line
 
 CPU_AP = 81.3  # of configs/quickstart.yaml on a CPU: the README's table of what was measured
-ALLOWED = 3.0
+ALLOWED = 2.4
 WHY_ALLOWED = (
-    "three points either way: the deviation over seeds of a training from scratch was 0.8 on BCCD (47.7 and 48.8, "
-    "README),\n  so that 3 is between three and four of it; on a device the arithmetic is bfloat16, too"
+    "on a CPU the quickstart ends at 81.3 with SEED 0 and at 81.3 with SEED 1; allowed are three times the deviation\n"
+    "  over two seeds of a training from scratch on BCCD, 0.8 (47.7 and 48.8, README); on a device in bfloat16"
 )
 _STOPPED = 143  # by SIGTERM, with a checkpoint written
 _TINY = ["SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "4",

@@ -1,6 +1,6 @@
 """Every operation at small sizes, forward and backward, as work that can be repeated; run as a command: once each.
 
-python benchmarks/gpu/work.py [cuda|cpu]     for compute-sanitizer
+python -m gpu.work [cuda|cpu]     (in benchmarks/; for compute-sanitizer)
 """
 
 from __future__ import annotations
