@@ -142,8 +142,14 @@ def write_result(state: dict[str, Any], folder: Path, results: Path, name: str, 
     picture = f"{name}_nms.png" if drawn.exists() else None
     if picture:
         shutil.copyfile(drawn, results / picture)
-    write_text_atomically(results / f"{name}.json", json.dumps(result, indent=1) + "\n")
-    write_text_atomically(results / f"{name}.md", result_page.as_markdown(result, picture))
+    for ending, text in (
+        ("json", json.dumps(result, indent=1) + "\n"),
+        ("md", result_page.as_markdown(result, picture)),
+    ):
+        places = {str(folder): "OUTPUT", str(ROOT): "."}  # whose folders they were is nobody's concern
+        for place, word in places.items():
+            text = text.replace(place, word)
+        write_text_atomically(results / f"{name}.{ending}", text)
 
 
 def _child(args: argparse.Namespace) -> int:

@@ -44,8 +44,7 @@ def _in_use(context: Context) -> str:
     """Return "backend: why" of an operation on the device; it builds the library that later steps use."""
     ask = f"from detkit.ops import _library\nprint(': '.join(_library.backend_of('nms', {context.device!r})))"
     result = _python(ask, context.environment())
-    text = result.stdout.strip() or first_line(result.stderr[-300:])
-    return text.replace(str(context.folder), "OUTPUT")
+    return result.stdout.strip() or first_line(result.stderr[-300:])
 
 
 def _python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess:

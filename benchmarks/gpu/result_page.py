@@ -48,7 +48,8 @@ def as_markdown(result: Mapping[str, Any], picture: str | None = None) -> str:
     machine, steps = result["machine"], result["steps"]
     lines = [f"# detkit on {machine['device']}", ""]
     lines += [DRY, ""] if result["is_dry_run"] else []
-    lines += ["Command: `make gpu-check`.", "", *(f"- {name}: {machine[name]}" for name in _ABOUT if machine.get(name))]
+    command = "make gpu-check" + (' GPU_CHECK="--device cpu"' if result["is_dry_run"] else "")
+    lines += [f"Command: `{command}`.", "", *(f"- {name}: {machine[name]}" for name in _ABOUT if machine.get(name))]
     lines += ["", "## Marks", "", *_marks(result["marks"]), "", "## Steps", "", *_steps(steps)]
     for title, rows in _tables(steps):
         lines += ["", f"## {title}", "", *rows]

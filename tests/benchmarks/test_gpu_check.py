@@ -457,6 +457,16 @@ def test_the_page_has_every_table_of_a_recorded_result():
         result_page.as_json({"machine": MACHINE, "steps": killed}, is_dry=False))  # fmt: skip
 
 
+def test_the_result_tells_nothing_of_where_it_was_made(tmp_path):
+    steps = recorded(True)
+    steps["build"] = {**steps["shapes"], "figures": {"in use": f"cuda: {tmp_path}/cache/a.so, {ROOT}/detkit/b.so"}}
+    gpu_check.write_result({"machine": MACHINE, "steps": steps}, tmp_path, tmp_path, "some_gpu", "cuda")
+    page = (tmp_path / "some_gpu.md").read_text()
+    assert "cuda: OUTPUT/cache/a.so, ./detkit/b.so" in page
+    assert str(ROOT) not in page + (tmp_path / "some_gpu.json").read_text()
+    assert json.loads((tmp_path / "some_gpu.json").read_text())["is_dry_run"] is False
+
+
 def test_a_dry_run_judges_nothing_and_says_what_it_is():
     result = result_page.as_json({"machine": MACHINE, "steps": recorded(True)}, is_dry=True)
     assert result["is_dry_run"]
