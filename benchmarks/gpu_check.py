@@ -120,7 +120,8 @@ def _run(
         except Exception:  # a page that cannot be made is no reason to lose the time on the device
             traceback.print_exc()
 
-    wanted = set(args.steps or [*STEPS]) | set(args.again)
+    again = {*args.again, *lost(state, folder)}
+    wanted = set(args.steps or [*STEPS]) | again
     steps = [step for name, step in STEPS.items() if name in wanted]
     run_steps(
         steps,
@@ -128,11 +129,19 @@ def _run(
         folder=folder,
         command=command,
         budget=budget,
-        again=args.again,
+        again=again,
         sources=machine.sources(),
         after_each=write,
     )
     write()
+
+
+def lost(state: State, folder: Path) -> list[str]:
+    """Return the steps that are done, but whose work is not here: a state that was copied comes without its library.
+
+    Else the next step would build it, in the time that it has for itself.
+    """
+    return ["build"] if state.is_done("build") and not (folder / "cache").exists() else []
 
 
 def write_result(state: dict[str, Any], folder: Path, results: Path, name: str, device: str) -> None:

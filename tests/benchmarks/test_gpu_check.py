@@ -143,6 +143,15 @@ def test_a_check_that_was_interrupted_goes_on_with_the_step_that_ran(tmp_path):
     assert check.run() == {"a": "passed", "b": "passed"}
 
 
+def test_a_state_that_was_copied_without_its_library_builds_it_again(tmp_path):
+    check = Check(tmp_path, build=writes("passed"))
+    check.run()
+    state = State(tmp_path / "state.json", MACHINE)
+    assert gpu_check.lost(state, tmp_path) == ["build"]
+    (tmp_path / "cache").mkdir()
+    assert gpu_check.lost(state, tmp_path) == []
+
+
 def test_a_state_of_another_machine_or_a_broken_one_is_refused(tmp_path):
     Check(tmp_path, a=writes("passed")).run()
     with pytest.raises(StateError, match=r"is of .*Some GPU.* this machine is .*Other.*give another --output"):
