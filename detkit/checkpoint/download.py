@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -29,6 +30,10 @@ _CHUNK = 1 << 20
 
 class DownloadError(CheckpointError):
     """A file that could not be fetched; the message says where it can be put by hand."""
+
+
+class RedirectionError(ConnectionError):
+    """A redirection that is not followed."""
 
 
 def local_file(source: Path | str) -> Path:
@@ -113,8 +118,7 @@ def _fetch_all(url: str, part: Path, opener: urllib.request.OpenerDirector) -> N
             _fetch_rest(url, part, opener)
             return
         except (OSError, http.client.HTTPException) as error:
-            is_final = isinstance(error, urllib.error.HTTPError) and error.code < 500 or _is_full(error)
-            if is_final or attempt == _TRIES - 1:
+            if _is_final(error) or attempt == _TRIES - 1:
                 raise
             get_logger(__name__).warning("weights: %s broke off (%s), trying again", url, _reason(error))
             time.sleep(2**attempt)
@@ -172,19 +176,17 @@ def _copy(response: Any, file: BinaryIO, have: int, whole: int, name: str) -> No
 
 
 def _check(url: str, part: Path, digest: str) -> None:
-    if not digest:
-        return
-    with part.open("rb") as file:
-        found = _sha256(file)
+    found = _sha256(part) if digest else ""
     if not found.startswith(digest):
         part.unlink()
         raise DownloadError(f"{url}: what came has the SHA-256 {found}, and should begin with {digest}; it was dropped")
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -200,8 +202,7 @@ def _digest(url: str, fragment: str, source: str) -> str:
 
 
 def _check_kept(target: Path, digest: str) -> None:
-    with target.open("rb") as file:
-        found = _sha256(file)
+    found = _sha256(target)
     if not found.startswith(digest):
         raise DownloadError(
             f"{target}: has the SHA-256 {found}, and should begin with {digest}; remove it to fetch it anew"
@@ -217,7 +218,7 @@ class _StayWithin(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """Return the request of a redirection."""
         if urllib.parse.urlsplit(newurl).scheme not in self._schemes:
-            raise ConnectionError(f"it leads to {newurl}, which is not {' or '.join(self._schemes)}")
+            raise RedirectionError(f"it leads to {newurl}, which is not {' or '.join(self._schemes)}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -253,11 +254,16 @@ def _remember(validator: Path, tag: str) -> None:
 def _need_space(part: Path, count: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if count > free:
-        raise OSError(28, f"{count / 1e6:.0f} MB are needed in {part.parent}, and {free / 1e6:.0f} MB are free")
+        raise OSError(
+            errno.ENOSPC, f"{count / 1e6:.0f} MB are needed in {part.parent}, and {free / 1e6:.0f} MB are free"
+        )
 
 
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno == 28 or "which is not" in str(error)
+def _is_final(error: Exception) -> bool:
+    """Return whether another try would end in the same: refused by the server or by us, or no space."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code < 500
+    return isinstance(error, RedirectionError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
 
 
 def _reason(error: BaseException) -> str:

@@ -43,7 +43,7 @@ def load_file(path: Path | str) -> dict[str, Any]:
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            content = _read(file, size, path)
+            content = _read(file, size)
         except UnsafePickleError as error:
             raise CheckpointError(f"{path}: cannot be read as a file of weights: {error}") from error
         except Exception as error:  # zipfile, torch and safetensors raise many kinds for a damaged file
@@ -74,7 +74,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _read(file: BinaryIO, size: int, path: Path) -> Any:
+def _read(file: BinaryIO, size: int) -> Any:
     start = file.read(64)
     file.seek(0)
     if not start:

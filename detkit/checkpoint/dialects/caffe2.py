@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from detkit.checkpoint.dialects.translation import BACKBONE, IMPLIED, Expects, Translation, permuted
+from detkit.modeling.anchors import detectron_shapes
 
+_FIRST_ANCHORS = tuple(detectron_shapes(32, 8, scales_per_octave=3, aspect_ratios=(0.5, 1.0, 2.0)))  # of P3
 _MEAN = (102.9801, 115.9465, 122.7717)
 _EPS = 1e-5  # of the norms in modeling/layers.py
 _CONVS = {"branch1": "shortcut", "branch2a": "conv1", "branch2b": "conv2", "branch2c": "conv3"}
@@ -94,14 +96,8 @@ def _expectations(tensors: dict[str, Tensor], is_detector: bool) -> Expects:
         pixel_mean=_MEAN if is_detector else None,  # of ImageNet's backbones detectron2 rounds it otherwise
         pixel_std=None if has_groups else (1.0, 1.0, 1.0),  # of a ResNeXt it depends on who converted it
         stride_in_1x1=not has_groups,
-        anchors=_first_anchors() if is_detector else None,
+        anchors=_FIRST_ANCHORS if is_detector else None,
         offset=0.5 if is_detector else None,
         steps="strides" if is_detector else None,
         preset="detectron" if is_detector else "",
     )
-
-
-def _first_anchors() -> tuple[tuple[float, float], ...]:
-    """Return the anchors of P3 (generate_anchors.py): 44x24, 32x32 and 24x48 times 1, 2^(1/3) and 2^(2/3)."""
-    octaves = [2 ** (i / 3) for i in range(3)]
-    return tuple((w * scale, h * scale) for scale in octaves for w, h in ((44, 24), (32, 32), (24, 48)))

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from detkit.checkpoint.dialects.translation import BACKBONE, IMPLIED, Expects, Translation, permuted
+from detkit.modeling.anchors import torchvision_shapes
 
 _EPS = 1e-5  # of the norms in modeling/layers.py
 _COCO_ROWS = 91
 _NO_CLASS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 _OUR_ORDER = [3 * ratio + scale for scale in range(3) for ratio in range(3)]  # of ratio-major anchors
+_FIRST_ANCHORS = tuple(torchvision_shapes(32, scales_per_octave=3, aspect_ratios=(0.5, 1.0, 2.0)))  # of P3
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
 _BODY = "backbone.body."
@@ -80,7 +82,7 @@ def _retinanet(tensors: dict[str, Tensor]) -> Translation:
     has_norm = any(".conv.0.1." in name for name in tensors)
     version = "v2" if has_norm else "v1"
     preset = "torchvision_v2" if has_norm else "torchvision"
-    result = Translation(f"torchvision's RetinaNet ({version})", expects=_expectations(_first_anchors(), preset))
+    result = Translation(f"torchvision's RetinaNet ({version})", expects=_expectations(preset))
     logits = next((len(t) for name, t in tensors.items() if name.endswith("cls_logits.bias")), 0)
     for name, tensor in tensors.items():
         target = _detector_name(name, has_norm, is_old="head.classification_head.conv.2.weight" in tensors)
@@ -105,8 +107,10 @@ def _add_epsilon(tensors: dict[str, Tensor]) -> None:
             tensors[scale] = (tensors[scale].double() * ((var + _EPS) / var).sqrt()).to(tensors[scale].dtype)
 
 
-def _expectations(anchors: tuple[tuple[float, float], ...], preset: str) -> Expects:
-    return Expects("RGB", _MEAN, _STD, stride_in_1x1=False, anchors=anchors, offset=0.0, steps="input", preset=preset)
+def _expectations(preset: str) -> Expects:
+    return Expects(
+        "RGB", _MEAN, _STD, stride_in_1x1=False, anchors=_FIRST_ANCHORS, offset=0.0, steps="input", preset=preset
+    )
 
 
 def _backbone_name(name: str) -> str:
@@ -154,13 +158,3 @@ def _first_match(rules: tuple, name: str) -> str:
         if match:
             return rule(match)
     return name
-
-
-def _first_anchors() -> tuple[tuple[float, float], ...]:
-    """Return the anchors of P3 (anchor_utils.py): sizes 32, 40 and 50, corners rounded to whole pixels."""
-    shapes = []
-    for size in (32, 40, 50):
-        for ratio in (0.5, 1.0, 2.0):
-            width, height = size * (1 / ratio) ** 0.5, size * ratio**0.5
-            shapes.append((2.0 * round(width / 2), 2.0 * round(height / 2)))
-    return tuple(shapes)
