@@ -42,16 +42,22 @@ def load_starting_weights(cfg: CfgNode, detector: nn.Module, class_names: Sequen
     """
     weights = cfg.MODEL.WEIGHTS
     file = weights_file(cfg)
-    report = apply_weights(detector, load_file(file), source=weights, class_names=class_names) if file else None
-    frozen = frozen_names(detector)
-    random = sorted(frozen if report is None else frozen & report.kept.keys())
-    if random and report is None:
+    if file is None:
+        refuse_untrained_frozen(detector)
+        return
+    report = apply_weights(detector, load_file(file), source=weights, class_names=class_names)
+    random = sorted(frozen_names(detector) & report.kept.keys())
+    if random:
+        raise ConfigError(f"{weights}: frozen layers would stay random: {', '.join(random[:3])}, ... {_WAYS}")
+
+
+def refuse_untrained_frozen(detector: nn.Module) -> None:
+    """Raise ConfigError where a detector that starts from no weights has frozen layers."""
+    if frozen_names(detector):
         raise ConfigError(
             "the backbone has frozen layers (frozen norm or FREEZE_AT > 0), which would stay random: MODEL.WEIGHTS is "
             f"empty. {_WAYS}"
         )
-    if random:
-        raise ConfigError(f"{weights}: frozen layers would stay random: {', '.join(random[:3])}, ... {_WAYS}")
 
 
 def weights_file(cfg: CfgNode) -> Path | None:

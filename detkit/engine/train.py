@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from detkit.checkpoint import FINAL, Checkpointer, about_weights
 from detkit.config import CfgNode, ConfigError
 from detkit.data import ImageIndex, build_train_loader, build_training_data
+from detkit.data.build import build_transforms
 from detkit.distributed import barrier, broadcast_text, is_main
 from detkit.engine.anchor_coverage import anchor_coverage
 from detkit.engine.device import autocast_dtype, keep_large_blocks, select_device
@@ -40,6 +42,7 @@ from detkit.engine.starting_weights import (
     detector_with_weights,
     load_starting_weights,
     placed,
+    refuse_untrained_frozen,
     values_are_the_configs,
     weights_file,
 )
@@ -83,6 +86,24 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     if is_main() and not is_resumed:
         write_text_atomically(folder / CONFIG, cfg.dump())
     return _run(cfg, folder, trainer, test_sets, parts, is_resumed)
+
+
+def check_training(cfg: CfgNode, num_classes: int) -> None:
+    """Raise the ConfigError that train() would raise for a config, without data, and without memory for weights.
+
+    Builds the detector, the optimiser, the schedule and the transforms, and looks for the file of MODEL.WEIGHTS; not
+    the HOOKS, which may open files.
+    """
+    plan, meta = plan_of(cfg.SOLVER), torch.device("meta")
+    weights_file(cfg)
+    with values_are_the_configs():
+        with meta:
+            detector = build_detector(cfg, num_classes=num_classes)
+        if not cfg.MODEL.WEIGHTS:
+            refuse_untrained_frozen(detector)
+        _trainer_of(cfg, plan, detector, meta)
+        build_transforms(cfg.INPUT.TRAIN_TRANSFORMS)
+        build_transforms(cfg.INPUT.TEST_TRANSFORMS)
 
 
 def evaluate_only(cfg: CfgNode) -> dict[str, Any]:
@@ -134,21 +155,25 @@ def _build_trainer(
         detector = build_detector(cfg, num_classes=len(class_names))
         if not is_resumed:
             load_starting_weights(cfg, detector, class_names)
-        detector = placed(detector, device)
-        dtype = autocast_dtype(cfg.PRECISION, device)
-        trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
-        logger.info("%.1f M parameters to train, on %s in %s", trained / 1e6, device, "bf16" if dtype else "fp32")
-        return Trainer(
-            detector=detector,
-            optimizer=build_optimizer(cfg.SOLVER, detector, plan.base_lr),
-            schedule=build_schedule(cfg.SOLVER, plan),
-            base_lr=plan.base_lr,
-            max_iter=plan.max_iter,
-            device=device,
-            dtype=dtype,
-            clip_gradients=cfg.SOLVER.CLIP_GRADIENTS,
-            seed=cfg.SEED,
-        )
+        trainer = _trainer_of(cfg, plan, placed(detector, device), device)
+    trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    precision = "bf16" if trainer.dtype else "fp32"
+    logger.info("%.1f M parameters to train, on %s in %s", trained / 1e6, device, precision)
+    return trainer
+
+
+def _trainer_of(cfg: CfgNode, plan: Plan, detector: nn.Module, device: torch.device) -> Trainer:
+    return Trainer(
+        detector=detector,
+        optimizer=build_optimizer(cfg.SOLVER, detector, plan.base_lr),
+        schedule=build_schedule(cfg.SOLVER, plan),
+        base_lr=plan.base_lr,
+        max_iter=plan.max_iter,
+        device=device,
+        dtype=autocast_dtype(cfg.PRECISION, device),
+        clip_gradients=cfg.SOLVER.CLIP_GRADIENTS,
+        seed=cfg.SEED,
+    )
 
 
 def _run(

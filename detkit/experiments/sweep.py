@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from detkit.config import CfgNode, ConfigError
 from detkit.engine.run_folder import TIMING
 from detkit.engine.signals import StopSignal
-from detkit.engine.starting_weights import values_are_the_configs, weights_file
+from detkit.engine.starting_weights import values_are_the_configs
+from detkit.engine.train import check_training
 from detkit.experiments.claims import matches
 from detkit.experiments.records import Record, Records, digest_of
 from detkit.experiments.slots import HELD, OUTPUT, STOPPED, Slots, Started
@@ -24,7 +23,6 @@ from detkit.experiments.sweep_file import Run, Sweep
 from detkit.experiments.tables import write_tables
 from detkit.experiments.worker import is_busy, write_job
 from detkit.log import LiveLine, format_duration, get_logger, read_json_lines
-from detkit.modeling import build_detector
 from detkit.registry import near_misses, open_dataset
 from detkit.solver import plan_of
 
@@ -118,7 +116,7 @@ class Study:
             raise ConfigError(f"the output folder {self.output} cannot be made: {error.strerror}") from error
 
     def check(self) -> None:
-        """Build every detector, without memory, look for its weights, and read the indices of all data sets.
+        """Build what every run will train, without memory for weights, and read the indices of all data sets.
 
         A mistake in any run (ConfigError, DataError) so ends a sweep before its first run starts.
         """
@@ -131,9 +129,7 @@ class Study:
                 for name in (*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST):
                     if name not in counts:
                         counts[name] = len(open_dataset(name).load().class_names)
-                weights_file(run.cfg)
-                with torch.device("meta"):
-                    build_detector(run.cfg, num_classes=counts[run.cfg.DATASETS.TRAIN[0]])
+                check_training(run.cfg, counts[run.cfg.DATASETS.TRAIN[0]])
 
 
 def run_sweep(study: Study, slots: Slots, *, only: Sequence[str] = (), projects: Sequence[Path | str] = ()) -> int:
