@@ -57,7 +57,7 @@ def _add_run(cfg: CfgNode) -> None:
         "PRECISION",
         "auto",
         Literal["auto", "fp32", "bf16"],
-        "auto: bf16 autocast where the device computes it fast (CUDA with bf16, a CPU with AMX), else fp32.",
+        "auto: bf16 autocast where the device is fast at it (CUDA with bf16, CPUs with AMX or AVX512-BF16), else fp32.",
     )
     cfg.declare("LOG_PERIOD", 20, int, "Iterations between two updates of the progress line and of timing.jsonl.")
     cfg.declare("PROJECTS", (), tuple[str, ...], "Names of the loaded projects; information only, set by --projects.")

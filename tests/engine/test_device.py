@@ -20,11 +20,15 @@ def test_cuda_without_a_device_says_what_to_do():
     assert select_device("auto").type == "cpu"
 
 
-def test_precision():
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("avx512", [False, True])
+def test_precision(amx, avx512, monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512)
     cpu = torch.device("cpu")
     assert autocast_dtype("fp32", cpu) is None
     assert autocast_dtype("bf16", cpu) is torch.bfloat16
-    assert autocast_dtype("auto", cpu) is (torch.bfloat16 if torch.cpu._is_amx_tile_supported() else None)
+    assert autocast_dtype("auto", cpu) is (torch.bfloat16 if amx or avx512 else None)
 
 
 def test_memory():
