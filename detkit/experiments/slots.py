@@ -201,6 +201,9 @@ class ResumedCommand:
             before = signal.signal(signal.SIGTERM, lambda *_: self._process.terminate())
             try:
                 return self._ended()
+            except KeyboardInterrupt:  # so cancels submitit's local executor
+                self._process.terminate()
+                return self._ended()
             finally:
                 signal.signal(signal.SIGTERM, before)
 

@@ -213,6 +213,17 @@ def test_a_job_that_must_go_has_its_command_stop_and_names_what_goes_on(tmp_path
     assert asked[0].function.command == command.command
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])  # of SLURM, and of submitit's local executor
+def test_a_job_that_is_cancelled_has_its_command_stop(tmp_path, number):
+    command = ResumedCommand([sys.executable, "-c", "import time; time.sleep(60)"], str(tmp_path / "output.txt"))
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        assert command() == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_a_run_can_be_a_job_of_submitit(sweep_file, folder):
     pytest.importorskip("submitit")
 
