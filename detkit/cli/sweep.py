@@ -1,4 +1,4 @@
-"""`sweep`: run a sweep file, and write its table."""
+"""`sweep`: run sweep files, and write their tables."""
 
 from __future__ import annotations
 
@@ -14,37 +14,40 @@ from detkit.config.values import parse_text
 
 
 def sweep(argv: Sequence[str] | None = None) -> int:
-    """Run a sweep; return 0 where every run ended (divergence is an end), 1 where one failed, 2 on a user's error."""
+    """Run sweeps; return 0 where every run ended (divergence is an end), 1 where one failed, 2 on a user's error."""
     args = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     return status_of(lambda: _sweep(args))
 
 
 def _sweep(args: argparse.Namespace) -> int:
     from detkit.engine import import_projects
-    from detkit.experiments.sweep import Study, plan_table, run_sweep
+    from detkit.experiments.sweep import Study, plan_table, refuse_mixed, run_sweeps
     from detkit.experiments.sweep_file import read_sweep
     from detkit.log import setup_logging
 
     setup_logging()
     projects = import_projects(args.projects)
-    study = Study(read_sweep(args.file, args.scale, seeds=args.seeds, projects=projects), args.output)
+    sweeps = [read_sweep(file, args.scale, seeds=args.seeds, projects=projects) for file in args.files]
+    studies = [Study(sweep, args.output) for sweep in sweeps]
+    refuse_mixed(studies)
     if args.slurm is None:
-        _slots(args, study.output)  # refuses counts that cannot be, also where nothing will run
+        _slots(args)  # refuses counts that cannot be, also where nothing will run
     if args.dry_run:
-        print(plan_table(study, args.only))
-        study.check()
+        print(plan_table(studies, args.only))
+        for study in studies:
+            study.check()
         return 0
     if args.tables_only:
-        print("\n".join(map(str, study.write_tables())))
+        print("\n".join(str(file) for study in studies for file in study.write_tables()))
         return 0
-    failed = run_sweep(study, _slots(args, study.output), only=args.only, projects=args.projects)
+    failed = run_sweeps(studies, _slots(args), only=args.only, projects=args.projects)
     if failed:
-        print(f"error: runs that failed: {failed}; the table says why, and the same command tries them again",
+        print(f"error: runs that failed: {failed}; the tables say why, and the same command tries them again",
               file=sys.stderr)  # fmt: skip
     return 1 if failed else 0
 
 
-def _slots(args: argparse.Namespace, output: Path) -> Any:
+def _slots(args: argparse.Namespace) -> Any:
     from detkit.experiments.slots import LocalSlots, SubmititSlots
 
     if args.slurm is None:
@@ -55,24 +58,25 @@ def _slots(args: argparse.Namespace, output: Path) -> Any:
         if not key or not equals:
             raise ConfigError(f"--slurm takes KEY=VALUE, such as slurm_partition=gpu timeout_min=600, not '{pair}'")
         parameters[key] = parse_text(value, Any)
-    return SubmititSlots(args.slots, output / "jobs", processes=args.gpus_per_run, parameters=parameters)
+    return SubmititSlots(args.slots, args.output / "jobs", processes=args.gpus_per_run, parameters=parameters)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
-        description="Train every run of a sweep file, and write its table: Markdown, CSV, HTML. What is finished is "
+        description="Train every run of sweep files, and write their tables: Markdown, CSV, HTML. What is finished is "
         "not trained again; after any interruption the same command goes on.",
         epilog="How to write a sweep: docs/sweeps.md.",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a sweep: configs/sweeps/*.yaml, or one of yours")
-    parser.add_argument("--scale", metavar="NAME", help="of the file's SCALES: paper, deeppcb, laptop, laptop_shapes")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
+                        help="sweeps: configs/sweeps/*.yaml, or yours; a run of several is trained once")  # fmt: skip
+    parser.add_argument("--scale", metavar="NAME", help="of the files' SCALES: paper, deeppcb, laptop, laptop_shapes")
     parser.add_argument("--output", type=Path, default=Path("runs/sweeps"), metavar="DIR",
                         help="tables, records, runs; default runs/sweeps; shared by its sweeps")  # fmt: skip
     parser.add_argument("--slots", type=int, default=1, metavar="N", help="runs at a time; default 1")
     parser.add_argument("--gpus-per-run", type=int, default=1, metavar="N", help="processes of a run; default 1")
     parser.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="run as SLURM jobs, with submitit's parameters")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the file's")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of the files'")
     parser.add_argument("--only", nargs="+", default=[], metavar="RUN", help="runs by name; * is any text")
     parser.add_argument(
         "--projects", nargs="+", action="extend", default=[], metavar="DIR", help="package folders to import"

@@ -1,4 +1,4 @@
-"""Running a sweep: what has a record is done, what has a checkpoint goes on, the rest starts; tables as it goes."""
+"""Running sweeps: what has a record is done, what has a checkpoint goes on, the rest starts; tables as it goes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,17 @@ RECORDS, WORK = "records", "work"
 
 @dataclass(frozen=True)
 class Training:
-    """One run with one seed: its config, the digest of that, and the folder where it is trained."""
+    """One run with one seed: its config, the digest of that, and the folder where it is trained.
+
+    `has_latency`: the time of inference is measured, too; the digest says so.
+    """
 
     run: Run
     seed: int
     cfg: CfgNode
     digest: str
     folder: Path
+    has_latency: bool
 
     @property
     def name(self) -> str:
@@ -74,8 +78,9 @@ class Study:
         cfg.defrost()
         cfg.SEED = seed
         cfg.freeze()
-        digest = digest_of(cfg, has_latency=self.sweep.has_latency)
-        return Training(run, seed, cfg, digest, self.output / WORK / digest)
+        has_latency = self.sweep.has_latency
+        digest = digest_of(cfg, has_latency=has_latency)
+        return Training(run, seed, cfg, digest, self.output / WORK / digest, has_latency)
 
     def record(self, training: Training) -> Record | None:
         """Return what is known of how a training ended; a ConfigError names a record that cannot be read."""
@@ -83,19 +88,6 @@ class Study:
             return self.records.get(training.digest)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-
-    def wanted(self, only: Sequence[str] = ()) -> list[Training]:
-        """Return the trainings of the runs that match a pattern of `only` (none: all).
-
-        A pattern that matches no run is a ConfigError that lists them.
-        """
-        names = [run.name for run in self.sweep.runs]
-        for pattern in only:
-            if not any(matches(name, pattern) for name in names):
-                near = near_misses(pattern, names)
-                raise ConfigError(f"--only '{pattern}' matches no run" + (f"; did you mean {near}?" if near else ".")
-                                  + f" Runs: {'; '.join(names)}")  # fmt: skip
-        return [t for t in self.trainings if not only or any(matches(t.run.name, pattern) for pattern in only)]
 
     def has_ended(self, training: Training) -> bool:
         """Return whether a training has a record of its end, and not of a failure."""
@@ -132,24 +124,48 @@ class Study:
                 check_training(run.cfg, counts[run.cfg.DATASETS.TRAIN[0]])
 
 
-def run_sweep(study: Study, slots: Slots, *, only: Sequence[str] = (), projects: Sequence[Path | str] = ()) -> int:
-    """Train what is open, and return how many of the sweep's runs have failed.
+def wanted(studies: Sequence[Study], only: Sequence[str] = ()) -> list[Training]:
+    """Return the trainings of the runs that match a pattern of `only` (none: all), each once, sweep by sweep.
 
-    Interrupted or told to stop, the runs save and end, and SystemExit says so; the same call then goes on. After
-    kill -9 runs that are still alive are waited for, the others go on from their checkpoints.
+    A pattern that matches no run of any sweep is a ConfigError that lists them.
     """
-    study.check()
-    waiting = deque(t for t in study.wanted(only) if not study.has_ended(t))
-    logger.info("%d of %d trainings to do, %d at a time; in %s", len(waiting), len(study.trainings), slots.count,
-                study.output)  # fmt: skip
-    pool = _Pool(study, slots, [str(Path(folder).resolve()) for folder in projects], len(waiting))
-    files = study.write_tables()
+    names = list(dict.fromkeys(run.name for study in studies for run in study.sweep.runs))
+    for pattern in only:
+        if not any(matches(name, pattern) for name in names):
+            near = near_misses(pattern, names)
+            raise ConfigError(f"--only '{pattern}' matches no run" + (f"; did you mean {near}?" if near else ".")
+                              + f" Runs: {'; '.join(names)}")  # fmt: skip
+    found: dict[str, Training] = {}
+    for training in (t for study in studies for t in study.trainings):
+        if not only or any(matches(training.run.name, pattern) for pattern in only):
+            found.setdefault(training.digest, training)
+    return list(found.values())
+
+
+def run_sweeps(
+    studies: Sequence[Study], slots: Slots, *, only: Sequence[str] = (), projects: Sequence[Path | str] = ()
+) -> int:
+    """Train what is open of sweeps in one output folder, and return how many of their trainings have failed.
+
+    All sweeps are checked before the first run starts; a run that several of them hold is trained once. Interrupted or
+    told to stop, the runs save and end, and SystemExit says so; the same call then goes on. After kill -9 runs that are
+    still alive are waited for, the others go on from their checkpoints. Two sweeps of one name are a ConfigError.
+    """
+    refuse_mixed(studies)
+    for study in studies:
+        study.check()
+    first, everything = studies[0], wanted(studies)
+    waiting = deque(t for t in wanted(studies, only) if not first.has_ended(t))
+    logger.info("%d of %d trainings to do, %d at a time; in %s", len(waiting), len(everything), slots.count,
+                first.output)  # fmt: skip
+    pool = _Pool(first, slots, [str(Path(folder).resolve()) for folder in projects], len(waiting))
+    files = _write_tables(studies)
     with StopSignal() as stop, LiveLine(logger) as live:
         try:
             while waiting or pool.active:
                 pool.start_from(waiting)
                 if pool.collect(waiting):
-                    files = study.write_tables()
+                    files = _write_tables(studies)
                 live.update(pool.progress(len(waiting)))
                 time.sleep(_POLL_SECONDS)
                 if stop.received:
@@ -157,17 +173,33 @@ def run_sweep(study: Study, slots: Slots, *, only: Sequence[str] = (), projects:
         except KeyboardInterrupt:
             logger.info("stopping; the runs save first")
             pool.stop()
-            study.write_tables()
+            _write_tables(studies)
             raise SystemExit("stopped; what was trained so far is saved, and the same command goes on") from None
         except BaseException:
             pool.stop()
             raise
     logger.info("tables: %s", ", ".join(map(str, files)))
-    return sum(1 for t in study.trainings if (record := study.record(t)) is not None and record.status == "failed")
+    return sum(1 for t in everything if (record := first.record(t)) is not None and record.status == "failed")
+
+
+def refuse_mixed(studies: Sequence[Study]) -> None:
+    """Raise ConfigError for two sweeps of one name, whose tables would be one file; ValueError for two folders."""
+    if len({study.output for study in studies}) != 1:
+        raise ValueError("sweeps that run together need one output folder")
+    files: dict[str, Path] = {}
+    for sweep in (study.sweep for study in studies):
+        if sweep.name in files:
+            raise ConfigError(f"{files[sweep.name]} and {sweep.file} would both write {sweep.name}.md: rename one, or "
+                              "run them with outputs of their own")  # fmt: skip
+        files[sweep.name] = sweep.file
+
+
+def _write_tables(studies: Sequence[Study]) -> list[Path]:
+    return [file for study in studies for file in study.write_tables()]
 
 
 class _Pool:
-    """The trainings that are under way, of `total` that are to be done."""
+    """The trainings that are under way, of `total` that are to be done; `study` is any of their output folder."""
 
     def __init__(self, study: Study, slots: Slots, projects: list[str], total: int) -> None:
         self.study, self.slots, self.projects, self.total = study, slots, projects, total
@@ -199,7 +231,7 @@ class _Pool:
             digest=training.digest,
             projects=self.projects,
             about=about,
-            has_latency=self.study.sweep.has_latency,
+            has_latency=training.has_latency,
         )
         return self.slots.start(job)
 
@@ -271,13 +303,19 @@ def _named(sweep: Sweep, run: Run) -> Iterator[None]:
         raise ConfigError(f"{sweep.file}: run '{run.name}': {error}") from error
 
 
-def plan_table(study: Study, only: Sequence[str] = ()) -> str:
-    """Return what a sweep would do, as text: every training, the keys that it sets, and its state."""
+def plan_table(studies: Sequence[Study], only: Sequence[str] = ()) -> str:
+    """Return what sweeps would do, as text: every training, the keys that it sets, and its state."""
+    chosen = {t.digest for t in wanted(studies, only)}
+    heads = [f"{study.sweep.name}: " if len(studies) > 1 else "" for study in studies]
+    return "\n\n".join(head + _plan_of(study, chosen) for head, study in zip(heads, studies, strict=True))
+
+
+def _plan_of(study: Study, chosen: Collection[str]) -> str:
     from tabulate import tabulate
 
     shared = study.sweep.runs[0].overrides[: study.sweep.num_shared]
     rows = []
-    for t in study.wanted(only):
+    for t in (t for t in study.trainings if t.digest in chosen):
         record = study.record(t)
         begun = t.iteration()
         state = record.state if record else f"at iteration {begun}" if begun else "new"

@@ -13,7 +13,7 @@ from detkit.cli import sweep
 from detkit.config import ConfigError
 from detkit.experiments.records import Record
 from detkit.experiments.slots import LocalSlots, ResumedCommand, SubmititSlots, worker_command
-from detkit.experiments.sweep import Study, run_sweep
+from detkit.experiments.sweep import Study, run_sweeps
 from detkit.experiments.sweep_file import read_sweep
 from detkit.experiments.worker import run_job
 from detkit.log import read_json_lines
@@ -166,6 +166,37 @@ def test_finished_runs_are_shared_and_changed_ones_are_trained(sweep_file, folde
     assert len(records_of(folder / "out")) == 2
 
 
+def test_several_sweeps_run_as_one_and_train_what_they_share_once(sweep_file, folder, here, capsys):
+    first, second = sweep_file(ONE, "first.yaml"), sweep_file(ONE.replace("[0.01]", "[0.01, 0.02]"), "second.yaml")
+    assert sweep([str(first), str(second), "--output", "out", "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert plan.index("first: all runs set") < plan.index("second: all runs set")
+    assert plan.count("base_lr 0.01") == 2
+    assert sweep([str(first), str(second), "--output", "out", "--only", "base_lr 0.02"]) == 0
+    assert "1 of 2 trainings to do" in capsys.readouterr().out
+    assert "not trained" in (folder / "out" / "first.md").read_text()
+    assert sweep([str(first), str(second), "--output", "out"]) == 0
+    assert len(records_of(folder / "out")) == 2
+    tables = {name: list(csv.DictReader((folder / "out" / f"{name}.csv").open())) for name in ("first", "second")}
+    assert [row["state"] for row in tables["first"]] == ["finished"]
+    assert [row["state"] for row in tables["second"]] == ["finished", "finished"]
+    assert tables["first"][0]["AP"] == tables["second"][0]["AP"]
+
+
+def test_several_sweeps_are_checked_before_the_first_run(sweep_file, folder, capsys):
+    good, bad = sweep_file(ONE, "good.yaml"), sweep_file("BASE: tiny.yaml\nAXES: {MODEL.WEIGHTS: [no.pth]}", "bad.yaml")
+    assert sweep([str(good), str(bad), "--output", "out"]) == 2
+    assert "no.pth" in capsys.readouterr().err
+    (folder / "other").mkdir()
+    same = sweep_file(ONE, "other/good.yaml")
+    same.write_text(ONE.replace("tiny.yaml", "../tiny.yaml"))
+    assert sweep([str(good), str(same), "--output", "out", "--tables-only"]) == 2
+    assert "would both write good.md: rename one" in capsys.readouterr().err
+    assert sweep([str(good), "--output", "out", "--only", "gamma*"]) == 2
+    assert "'gamma*' matches no run" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
 def test_the_time_of_inference_is_measured_where_the_sweep_says_so(sweep_file, folder, here):
     assert sweep([str(sweep_file(f"LATENCY: true\n{ONE}")), "--output", "out"]) == 0
     (record,) = map(json.loads, records_of(folder / "out").values())
@@ -186,7 +217,7 @@ def test_what_another_sweep_finished_meanwhile_is_left_alone(sweep_file, folder,
             study.records.put(second.digest, finished)
             return super().start(job)
 
-    assert run_sweep(study, Meanwhile()) == 0
+    assert run_sweeps([study], Meanwhile()) == 0
     assert study.record(second) == finished
 
 
@@ -228,7 +259,7 @@ def test_a_run_can_be_a_job_of_submitit(sweep_file, folder):
     pytest.importorskip("submitit")
 
     study = Study(read_sweep(sweep_file(ONE)), folder / "out")
-    assert run_sweep(study, SubmititSlots(1, folder / "logs", cluster="local")) == 0
+    assert run_sweeps([study], SubmititSlots(1, folder / "logs", cluster="local")) == 0
     assert study.record(study.trainings[0]).status == "finished"
     assert "| finished" in (folder / "out" / "sweep.md").read_text()
 
