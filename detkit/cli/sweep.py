@@ -15,21 +15,22 @@ from detkit.config.values import parse_text
 
 def sweep(argv: Sequence[str] | None = None) -> int:
     """Run sweeps; return 0 where every run ended (divergence is an end), 1 where one failed, 2 on a user's error."""
-    args = _parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    args = _parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
     return status_of(lambda: _sweep(args))
 
 
 def _sweep(args: argparse.Namespace) -> int:
     from detkit.engine import import_projects
-    from detkit.experiments.sweep import Study, plan_table, refuse_mixed, run_sweeps
+    from detkit.experiments.sweep import Study, plan_table, refuse_clashes, run_sweeps
     from detkit.experiments.sweep_file import read_sweep
     from detkit.log import setup_logging
 
     setup_logging()
     projects = import_projects(args.projects)
-    sweeps = [read_sweep(file, args.scale, seeds=args.seeds, projects=projects) for file in args.files]
+    files = {file.resolve(): file for file in args.files}.values()  # once, also where a pattern names it again
+    sweeps = [read_sweep(file, args.scale, seeds=args.seeds, projects=projects) for file in files]
     studies = [Study(sweep, args.output) for sweep in sweeps]
-    refuse_mixed(studies)
+    refuse_clashes(studies)
     if args.slurm is None:
         _slots(args)  # refuses counts that cannot be, also where nothing will run
     if args.dry_run:
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="How to write a sweep: docs/sweeps.md.",
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
-                        help="sweeps: configs/sweeps/*.yaml, or yours; a run of several is trained once")  # fmt: skip
+                        help="sweeps: configs/sweeps/*.yaml, or yours; what several hold is trained once")  # fmt: skip
     parser.add_argument("--scale", metavar="NAME", help="of the files' SCALES: paper, deeppcb, laptop, laptop_shapes")
     parser.add_argument("--output", type=Path, default=Path("runs/sweeps"), metavar="DIR",
                         help="tables, records, runs; default runs/sweeps; shared by its sweeps")  # fmt: skip

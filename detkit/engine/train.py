@@ -22,7 +22,7 @@ from detkit.data import ImageIndex, build_train_loader, build_training_data
 from detkit.data.build import build_transforms
 from detkit.distributed import barrier, broadcast_text, is_main
 from detkit.engine.anchor_coverage import anchor_coverage
-from detkit.engine.device import autocast_dtype, keep_large_blocks, select_device
+from detkit.engine.device import autocast_dtype, keep_large_blocks, precision_name, select_device
 from detkit.engine.evaluate import Evaluated, TestSets, joined_results, show_results, write_predictions
 from detkit.engine.hooks import Checkpoints, Evaluation, Metrics
 from detkit.engine.pictures import FirstBatchPicture, write_pictures_and_report
@@ -89,10 +89,10 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
 
 
 def check_training(cfg: CfgNode, num_classes: int) -> None:
-    """Raise the ConfigError that train() would raise for a config, without data, and without memory for weights.
+    """Raise the ConfigError that train() would raise for most of a config, without data or memory for weights.
 
-    Builds the detector, the optimiser, the schedule and the transforms, and looks for the file of MODEL.WEIGHTS; not
-    the HOOKS, which may open files.
+    Builds the detector, the optimiser, the schedule and the transforms, and looks for the file of MODEL.WEIGHTS. What
+    it leaves to train(): the device, which may be another machine's, and HOOKS, loaders, evaluators and checkpoints.
     """
     plan, meta = plan_of(cfg.SOLVER), torch.device("meta")
     weights_file(cfg)
@@ -157,8 +157,7 @@ def _build_trainer(
             load_starting_weights(cfg, detector, class_names)
         trainer = _trainer_of(cfg, plan, placed(detector, device), device)
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
-    precision = "bf16" if trainer.dtype else "fp32"
-    logger.info("%.1f M parameters to train, on %s in %s", trained / 1e6, device, precision)
+    logger.info("%.1f M parameters to train, on %s in %s", trained / 1e6, device, precision_name(trainer.dtype))
     return trainer
 
 

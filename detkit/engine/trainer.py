@@ -12,8 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detkit.data import DataError, WorkerKilledError
 from detkit.distributed import is_distributed, rank
-from detkit.engine.device import autocast
+from detkit.engine.device import autocast, precision_name
+from detkit.log import get_logger
 from detkit.structures import Batch
+
+logger = get_logger(__name__)
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -122,13 +125,21 @@ class Trainer:
         """Return all that the next step depends on, as tensors and plain containers."""
         return {
             "iteration": self.iteration,
+            "precision": precision_name(self.dtype),
             "model": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "hooks": {type(h).__name__: h.state_dict() for h in self.hooks if hasattr(h, "state_dict")},
         }
 
     def load_state_dict(self, state: dict[str, Any], hooks: Sequence[Any]) -> None:
-        """Continue from a state: the next step is the one that an unbroken run would have taken."""
+        """Continue from a state: the next step is the one that an unbroken run would have taken.
+
+        A state of a run in another precision (PRECISION auto on another machine) is warned of.
+        """
+        before, now = state.get("precision"), precision_name(self.dtype)
+        if before not in (None, now):
+            logger.warning("the run was in %s so far, and goes on in %s, PRECISION auto on this machine: "
+                           "from here on it is not the unbroken run", before, now)  # fmt: skip
         self.iteration = state["iteration"]
         self.detector.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -16,7 +16,7 @@ import torch
 
 from detkit.config import ConfigError
 from detkit.data.loader import core_count, workers_on
-from detkit.experiments.worker import BUSY
+from detkit.experiments.worker import BUSY, is_busy
 
 OUTPUT = "output.txt"
 _OUT_OF_MEMORY = "as the system does to a process when memory ends"
@@ -165,12 +165,12 @@ class SubmititSlots:
     def start(self, job: Path) -> _SubmittedRun:
         """Submit a run."""
         command = worker_command(job, self._processes)
-        return _SubmittedRun(self._executor.submit(ResumedCommand(command, str(job.parent / OUTPUT))))
+        return _SubmittedRun(self._executor.submit(ResumedCommand(command, str(job.parent / OUTPUT))), job.parent)
 
 
 class _SubmittedRun:
-    def __init__(self, job: Any) -> None:
-        self._job = job
+    def __init__(self, job: Any, folder: Path) -> None:
+        self._job, self._folder = job, folder
 
     def ended(self) -> str | None:
         if not self._job.done():
@@ -184,8 +184,8 @@ class _SubmittedRun:
         self._job.cancel()
 
     def wait(self) -> None:
-        while not self._job.done():
-            time.sleep(1)
+        while not self._job.done() or is_busy(self._folder):  # the local executor's job ends before its worker
+            time.sleep(0.2)
 
 
 class ResumedCommand:
@@ -195,13 +195,13 @@ class ResumedCommand:
         self.command, self.output = command, output
 
     def __call__(self) -> int:
-        """Run the command to its end and return its exit status; SIGTERM (a cancelled job) goes to the command."""
+        """Run the command to its end and return its exit status; SIGTERM or SIGINT, of a cancelled job, stop it."""
         with open(self.output, "ab") as output:
             self._process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
             before = signal.signal(signal.SIGTERM, lambda *_: self._process.terminate())
             try:
                 return self._ended()
-            except KeyboardInterrupt:  # so cancels submitit's local executor
+            except KeyboardInterrupt:  # by which submitit's local executor cancels
                 self._process.terminate()
                 return self._ended()
             finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detkit.config import CfgNode, ConfigError
+from detkit.data import ImageIndex
 from detkit.engine.run_folder import TIMING
 from detkit.engine.signals import StopSignal
 from detkit.engine.starting_weights import values_are_the_configs
@@ -112,16 +113,19 @@ class Study:
 
         A mistake in any run (ConfigError, DataError) so ends a sweep before its first run starts.
         """
-        counts: dict[str, int] = {}
+        indices: dict[str, ImageIndex] = {}
         for run in self.sweep.runs:
             with _named(self.sweep, run), values_are_the_configs():
                 for key in ("TRAIN", "TEST"):
                     if not run.cfg.DATASETS[key]:
                         raise ConfigError(f"DATASETS.{key} is empty; a sweep trains and measures AP")
                 for name in (*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST):
-                    if name not in counts:
-                        counts[name] = len(open_dataset(name).load().class_names)
-                check_training(run.cfg, counts[run.cfg.DATASETS.TRAIN[0]])
+                    if name not in indices:
+                        indices[name] = open_dataset(name).load()
+                class_names = indices[run.cfg.DATASETS.TRAIN[0]].class_names
+                for name in run.cfg.DATASETS.TEST:
+                    indices[name].with_classes(class_names)
+                check_training(run.cfg, len(class_names))
 
 
 def wanted(studies: Sequence[Study], only: Sequence[str] = ()) -> list[Training]:
@@ -151,11 +155,11 @@ def run_sweeps(
     told to stop, the runs save and end, and SystemExit says so; the same call then goes on. After kill -9 runs that are
     still alive are waited for, the others go on from their checkpoints. Two sweeps of one name are a ConfigError.
     """
-    refuse_mixed(studies)
+    refuse_clashes(studies)
+    first, everything, chosen = studies[0], wanted(studies), wanted(studies, only)
     for study in studies:
         study.check()
-    first, everything = studies[0], wanted(studies)
-    waiting = deque(t for t in wanted(studies, only) if not first.has_ended(t))
+    waiting = deque(t for t in chosen if not first.has_ended(t))
     logger.info("%d of %d trainings to do, %d at a time; in %s", len(waiting), len(everything), slots.count,
                 first.output)  # fmt: skip
     pool = _Pool(first, slots, [str(Path(folder).resolve()) for folder in projects], len(waiting))
@@ -182,9 +186,9 @@ def run_sweeps(
     return sum(1 for t in everything if (record := first.record(t)) is not None and record.status == "failed")
 
 
-def refuse_mixed(studies: Sequence[Study]) -> None:
+def refuse_clashes(studies: Sequence[Study]) -> None:
     """Raise ConfigError for two sweeps of one name, whose tables would be one file; ValueError for two folders."""
-    if len({study.output for study in studies}) != 1:
+    if len({study.output.resolve() for study in studies}) != 1:
         raise ValueError("sweeps that run together need one output folder")
     files: dict[str, Path] = {}
     for sweep in (study.sweep for study in studies):

@@ -170,7 +170,8 @@ def _about(sweep: Sweep, records: Found) -> str:
 
 def _machine(about: Mapping[str, object]) -> str:
     device = about.get("GPU") if about.get("GPU") not in (None, "none") else about.get("CPU capability")
-    return f"{device}, torch {about.get('torch')}"
+    precision = f", {about['precision']}" if "precision" in about else ""
+    return f"{device}{precision}, torch {about.get('torch')}"
 
 
 def _legend(sweep: Sweep, records: Found) -> str:

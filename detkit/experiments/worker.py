@@ -20,6 +20,7 @@ from detkit.checkpoint import FINAL
 from detkit.config import CfgNode, get_cfg
 from detkit.distributed import broadcast_text, is_main, world_size
 from detkit.engine import NonFiniteLossError, import_projects, train
+from detkit.engine.device import autocast_dtype, precision_name, select_device
 from detkit.engine.launch import process_group
 from detkit.engine.run_folder import CHECKPOINTS, RESULTS, TIMING
 from detkit.env import describe_environment
@@ -110,6 +111,7 @@ def _outcome(job: Mapping[str, Any], folder: Path) -> Record:
         cfg = get_cfg()
         cfg.merge_from_text(job["config"], source=str(folder / JOB))
         cfg.OUTPUT_DIR = str(folder)
+        about["precision"] = precision_name(autocast_dtype(cfg.PRECISION, select_device(cfg.DEVICE)))
         results = _known_results(folder) or train(cfg, resume=True)
         if job["has_latency"] and is_main():
             latency = round(milliseconds_per_picture(folder / CHECKPOINTS / FINAL), 3)

@@ -8,7 +8,7 @@ from detkit.experiments.claims import Outcome, judge
 from detkit.experiments.sweep_file import MEASURES, read_sweep, scales_of
 
 SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
-FILES = sorted(path for path in SWEEPS.glob("*.yaml") if path.name != "scales.yaml")
+FILES = sorted(SWEEPS.glob("*.yaml"))
 STUDY = sorted((SWEEPS.parents[1] / "docs" / "study").glob("*.yaml"))
 
 # As printed: name of the row in the sweep file, then AP AP50 AP75 [APs APm APl [ms]].

@@ -172,7 +172,7 @@ def test_several_sweeps_run_as_one_and_train_what_they_share_once(sweep_file, fo
     plan = capsys.readouterr().out
     assert plan.index("first: all runs set") < plan.index("second: all runs set")
     assert plan.count("base_lr 0.01") == 2
-    assert sweep([str(first), str(second), "--output", "out", "--only", "base_lr 0.02"]) == 0
+    assert sweep([str(first), "--output", "out", str(second), "--only", "base_lr 0.02"]) == 0
     assert "1 of 2 trainings to do" in capsys.readouterr().out
     assert "not trained" in (folder / "out" / "first.md").read_text()
     assert sweep([str(first), str(second), "--output", "out"]) == 0
@@ -192,6 +192,7 @@ def test_several_sweeps_are_checked_before_the_first_run(sweep_file, folder, cap
     same.write_text(ONE.replace("tiny.yaml", "../tiny.yaml"))
     assert sweep([str(good), str(same), "--output", "out", "--tables-only"]) == 2
     assert "would both write good.md: rename one" in capsys.readouterr().err
+    assert sweep([str(good), str(folder / "." / "good.yaml"), "--output", "other", "--tables-only"]) == 0
     assert sweep([str(good), "--output", "out", "--only", "gamma*"]) == 2
     assert "'gamma*' matches no run" in capsys.readouterr().err
     assert not (folder / "out").exists()
@@ -246,12 +247,21 @@ def test_a_job_that_must_go_has_its_command_stop_and_names_what_goes_on(tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])  # of SLURM, and of submitit's local executor
 def test_a_job_that_is_cancelled_has_its_command_stop(tmp_path, number):
-    command = ResumedCommand([sys.executable, "-c", "import time; time.sleep(60)"], str(tmp_path / "output.txt"))
-    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    output = tmp_path / "output.txt"
+    command = ResumedCommand([sys.executable, "-uc", "print(1); import time; time.sleep(60)"], str(output))
+
+    def cancel(*_):
+        if output.read_text():  # it is there, and so is the handler of the signal
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.raise_signal(number)
+
+    output.touch()
+    before = signal.signal(signal.SIGALRM, cancel)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
         assert command() == -signal.SIGTERM
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -282,6 +292,7 @@ MISTAKES = {
         "OVERRIDES: {DATASETS.TEST: []}\nAXES: {SOLVER.BASE_LR: [0.1]}",
         "DATASETS.TEST is empty",
     ),
+    "data of other classes": ("AXES: {DATASETS.TEST: [['coco:other.json:.']]}", "class"),
     "an optimiser that the solver refuses": ("AXES: {SOLVER.OPTIMIZER.SGD.MOMENTUM: [-1.0]}", "momentum"),
     "a schedule that cannot be": (
         "AXES:\n  steps:\n    falling: {SOLVER.LR_SCHEDULE.NAME: WarmupMultiStep, "
@@ -298,6 +309,9 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_in_any_run_ends_the_sweep_before_the_first(name, sweep_file, folder, capsys):
     text, word = MISTAKES[name]
+    other = {"images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}], "annotations": [],
+             "categories": [{"id": 1, "name": "cat"}]}  # fmt: skip
+    (folder / "other.json").write_text(json.dumps(other))
     assert sweep([str(sweep_file(f"BASE: tiny.yaml\n{text}")), "--output", "out"]) == 2
     assert word in capsys.readouterr().err
     assert not (folder / "out").exists()
