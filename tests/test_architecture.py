@@ -31,7 +31,7 @@ FLOORS = {
 }  # fmt: skip
 SOURCES = sorted(ROOT.rglob("*.py"))
 CONFIGS = sorted([*(REPOSITORY / "configs").rglob("*.yaml"), *(REPOSITORY / "projects").rglob("*.yaml")])
-CONFIGS = [path for path in CONFIGS if path.parent.name != "sweeps"]  # tests/experiments reads those
+CONFIGS = [path for path in CONFIGS if "sweeps" not in path.relative_to(REPOSITORY).parts]  # read in tests/experiments
 
 
 def module_of(path):

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
 from detkit import registry
 from detkit.cli import sweep
@@ -292,7 +293,7 @@ MISTAKES = {
         "OVERRIDES: {DATASETS.TEST: []}\nAXES: {SOLVER.BASE_LR: [0.1]}",
         "DATASETS.TEST is empty",
     ),
-    "data of other classes": ("AXES: {DATASETS.TEST: [['coco:other.json:.']]}", "class"),
+    "data of other classes": ("AXES: {DATASETS.TEST: [['coco:FOLDER/other.json:FOLDER']]}", "no name in common"),
     "an optimiser that the solver refuses": ("AXES: {SOLVER.OPTIMIZER.SGD.MOMENTUM: [-1.0]}", "momentum"),
     "a schedule that cannot be": (
         "AXES:\n  steps:\n    falling: {SOLVER.LR_SCHEDULE.NAME: WarmupMultiStep, "
@@ -312,6 +313,8 @@ def test_a_mistake_in_any_run_ends_the_sweep_before_the_first(name, sweep_file, 
     other = {"images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}], "annotations": [],
              "categories": [{"id": 1, "name": "cat"}]}  # fmt: skip
     (folder / "other.json").write_text(json.dumps(other))
+    Image.new("RGB", (9, 9)).save(folder / "a.png")
+    text = text.replace("FOLDER", str(folder))
     assert sweep([str(sweep_file(f"BASE: tiny.yaml\n{text}")), "--output", "out"]) == 2
     assert word in capsys.readouterr().err
     assert not (folder / "out").exists()
