@@ -357,6 +357,15 @@ def test_a_users_hook_runs_and_its_state_is_resumed(config, tmp_path):
     assert seen == [13, 13]
 
 
+def test_a_run_that_goes_on_in_another_precision_is_told(config, tmp_path, monkeypatch):
+    run = ("SOLVER.MAX_ITER=2", "DEVICE=cpu", f"OUTPUT_DIR={tmp_path / 'run'}")
+    for is_fast in (False, True):
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda answer=is_fast: answer)
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda answer=is_fast: answer)
+        train(config(*run), resume=is_fast)
+    assert "the run was in fp32 so far, and goes on in bf16" in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_projects(tmp_path):
     folder = tmp_path / "my_project_a"
     with pytest.raises(ConfigError, match=r"my_project_a: is no package folder"):

@@ -204,6 +204,7 @@ def test_the_time_of_inference_is_measured_where_the_sweep_says_so(sweep_file, f
     (record,) = map(json.loads, records_of(folder / "out").values())
     (row,) = csv.DictReader((folder / "out" / "sweep.csv").open())
     assert record["latency_ms"] > 0
+    assert record["about"]["precision"] in ("bf16", "fp32")
     assert float(row["ms"]) == pytest.approx(record["latency_ms"], rel=1e-3)
 
 
