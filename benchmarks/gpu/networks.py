@@ -7,10 +7,10 @@ import training_step
 from torch import Tensor, nn
 
 from detkit.config import CfgNode, get_cfg
-from detkit.engine.device import autocast_dtype
-from detkit.engine.trainer import Trainer
+from detkit.engine import Trainer
+from detkit.engine.train import trainer_of
 from detkit.modeling import build_detector
-from detkit.solver import build_optimizer, build_schedule, plan_of
+from detkit.solver import plan_of
 from detkit.structures import Batch
 from gpu.outcome import ROOT, SkippedError
 
@@ -49,18 +49,7 @@ def batch(size: int, images: int) -> Batch:
 def trainer(cfg: CfgNode, device: str) -> Trainer:
     """Return what trains a config, as train() makes it."""
     built = detector(cfg, device).train()
-    plan = plan_of(cfg.SOLVER)
-    place = torch.device(device)
-    return Trainer(
-        detector=built,
-        optimizer=build_optimizer(cfg.SOLVER, built, plan.base_lr),
-        schedule=build_schedule(cfg.SOLVER, plan),
-        base_lr=plan.base_lr,
-        max_iter=plan.max_iter,
-        device=place,
-        dtype=autocast_dtype(cfg.PRECISION, place),
-        clip_gradients=cfg.SOLVER.CLIP_GRADIENTS,
-    )
+    return trainer_of(cfg, plan_of(cfg.SOLVER), built, torch.device(device))
 
 
 def small_trainer(device: str) -> tuple[Trainer, Batch]:

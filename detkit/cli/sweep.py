@@ -21,7 +21,7 @@ def sweep(argv: Sequence[str] | None = None) -> int:
 
 def _sweep(args: argparse.Namespace) -> int:
     from detkit.engine import import_projects
-    from detkit.experiments.sweep import Study, plan_table, refuse_clashes, run_sweeps
+    from detkit.experiments.sweep import Study, check, plan_table, refuse_clashes, run_sweeps, write_all_tables
     from detkit.experiments.sweep_file import read_sweep
     from detkit.log import setup_logging
 
@@ -35,11 +35,10 @@ def _sweep(args: argparse.Namespace) -> int:
         _slots(args)  # refuses counts that cannot be, also where nothing will run
     if args.dry_run:
         print(plan_table(studies, args.only))
-        for study in studies:
-            study.check()
+        check(studies)
         return 0
     if args.tables_only:
-        print("\n".join(str(file) for study in studies for file in study.write_tables()))
+        print("\n".join(map(str, write_all_tables(studies))))
         return 0
     failed = run_sweeps(studies, _slots(args), only=args.only, projects=args.projects)
     if failed:

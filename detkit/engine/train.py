@@ -18,8 +18,7 @@ from torch import nn
 
 from detkit.checkpoint import FINAL, Checkpointer, about_weights
 from detkit.config import CfgNode, ConfigError
-from detkit.data import ImageIndex, build_train_loader, build_training_data
-from detkit.data.build import build_transforms
+from detkit.data import ImageIndex, build_train_loader, build_training_data, build_transforms
 from detkit.distributed import barrier, broadcast_text, is_main
 from detkit.engine.anchor_coverage import anchor_coverage
 from detkit.engine.device import autocast_dtype, keep_large_blocks, precision_name, select_device
@@ -101,7 +100,7 @@ def check_training(cfg: CfgNode, num_classes: int) -> None:
             detector = build_detector(cfg, num_classes=num_classes)
         if not cfg.MODEL.WEIGHTS:
             refuse_untrained_frozen(detector)
-        _trainer_of(cfg, plan, detector, meta)
+        trainer_of(cfg, plan, detector, meta)
         build_transforms(cfg.INPUT.TRAIN_TRANSFORMS)
         build_transforms(cfg.INPUT.TEST_TRANSFORMS)
 
@@ -155,13 +154,14 @@ def _build_trainer(
         detector = build_detector(cfg, num_classes=len(class_names))
         if not is_resumed:
             load_starting_weights(cfg, detector, class_names)
-        trainer = _trainer_of(cfg, plan, placed(detector, device), device)
+        trainer = trainer_of(cfg, plan, placed(detector, device), device)
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     logger.info("%.1f M parameters to train, on %s in %s", trained / 1e6, device, precision_name(trainer.dtype))
     return trainer
 
 
-def _trainer_of(cfg: CfgNode, plan: Plan, detector: nn.Module, device: torch.device) -> Trainer:
+def trainer_of(cfg: CfgNode, plan: Plan, detector: nn.Module, device: torch.device) -> Trainer:
+    """Return what trains a detector, which is on its device, as a config's SOLVER and PRECISION say."""
     return Trainer(
         detector=detector,
         optimizer=build_optimizer(cfg.SOLVER, detector, plan.base_lr),

@@ -108,25 +108,6 @@ class Study:
         except OSError as error:
             raise ConfigError(f"the output folder {self.output} cannot be made: {error.strerror}") from error
 
-    def check(self) -> None:
-        """Build what every run will train, without memory for weights, and read the indices of all data sets.
-
-        A mistake in any run (ConfigError, DataError) so ends a sweep before its first run starts.
-        """
-        indices: dict[str, ImageIndex] = {}
-        for run in self.sweep.runs:
-            with _named(self.sweep, run), values_are_the_configs():
-                for key in ("TRAIN", "TEST"):
-                    if not run.cfg.DATASETS[key]:
-                        raise ConfigError(f"DATASETS.{key} is empty; a sweep trains and measures AP")
-                for name in (*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST):
-                    if name not in indices:
-                        indices[name] = open_dataset(name).load()
-                class_names = indices[run.cfg.DATASETS.TRAIN[0]].class_names
-                for name in run.cfg.DATASETS.TEST:
-                    indices[name].with_classes(class_names)
-                check_training(run.cfg, len(class_names))
-
 
 def wanted(studies: Sequence[Study], only: Sequence[str] = ()) -> list[Training]:
     """Return the trainings of the runs that match a pattern of `only` (none: all), each once, sweep by sweep.
@@ -157,19 +138,18 @@ def run_sweeps(
     """
     refuse_clashes(studies)
     first, everything, chosen = studies[0], wanted(studies), wanted(studies, only)
-    for study in studies:
-        study.check()
+    check(studies)
     waiting = deque(t for t in chosen if not first.has_ended(t))
     logger.info("%d of %d trainings to do, %d at a time; in %s", len(waiting), len(everything), slots.count,
                 first.output)  # fmt: skip
     pool = _Pool(first, slots, [str(Path(folder).resolve()) for folder in projects], len(waiting))
-    files = _write_tables(studies)
+    files = write_all_tables(studies)
     with StopSignal() as stop, LiveLine(logger) as live:
         try:
             while waiting or pool.active:
                 pool.start_from(waiting)
                 if pool.collect(waiting):
-                    files = _write_tables(studies)
+                    files = write_all_tables(studies)
                 live.update(pool.progress(len(waiting)))
                 time.sleep(_POLL_SECONDS)
                 if stop.received:
@@ -177,13 +157,33 @@ def run_sweeps(
         except KeyboardInterrupt:
             logger.info("stopping; the runs save first")
             pool.stop()
-            _write_tables(studies)
+            write_all_tables(studies)
             raise SystemExit("stopped; what was trained so far is saved, and the same command goes on") from None
         except BaseException:
             pool.stop()
             raise
     logger.info("tables: %s", ", ".join(map(str, files)))
     return sum(1 for t in everything if (record := first.record(t)) is not None and record.status == "failed")
+
+
+def check(studies: Sequence[Study]) -> None:
+    """Build what every run will train, without memory for weights, and read the index of each data set once.
+
+    A mistake in any run (ConfigError, DataError) so ends the sweeps before the first run starts.
+    """
+    indices: dict[str, ImageIndex] = {}
+    for sweep, run in ((study.sweep, run) for study in studies for run in study.sweep.runs):
+        with _named(sweep, run), values_are_the_configs():
+            for key in ("TRAIN", "TEST"):
+                if not run.cfg.DATASETS[key]:
+                    raise ConfigError(f"DATASETS.{key} is empty; a sweep trains and measures AP")
+            for name in (*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST):
+                if name not in indices:
+                    indices[name] = open_dataset(name).load()
+            class_names = indices[run.cfg.DATASETS.TRAIN[0]].class_names
+            for name in run.cfg.DATASETS.TEST:
+                indices[name].with_classes(class_names)
+            check_training(run.cfg, len(class_names))
 
 
 def refuse_clashes(studies: Sequence[Study]) -> None:
@@ -198,7 +198,8 @@ def refuse_clashes(studies: Sequence[Study]) -> None:
         files[sweep.name] = sweep.file
 
 
-def _write_tables(studies: Sequence[Study]) -> list[Path]:
+def write_all_tables(studies: Sequence[Study]) -> list[Path]:
+    """Write the tables of sweeps; return the files."""
     return [file for study in studies for file in study.write_tables()]
 
 
