@@ -25,6 +25,9 @@ def _sweep(args: argparse.Namespace) -> int:
     from detkit.experiments.sweep_file import read_sweep
     from detkit.log import setup_logging
 
+    if args.tables_only and (args.only or args.dry_run):
+        other = "--only" if args.only else "--dry-run"
+        raise ConfigError(f"--tables-only writes whole tables, and trains nothing: leave {other} away")
     setup_logging()
     projects = import_projects(args.projects)
     files = {file.resolve(): file for file in args.files}.values()  # once, also where a pattern names it again

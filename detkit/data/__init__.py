@@ -9,6 +9,7 @@ from detkit.data.build import (
     build_train_loader,
     build_training_data,
     build_transforms,
+    load_dataset,
 )
 from detkit.data.errors import DataError, WorkerKilledError
 from detkit.data.image_io import load_image
@@ -37,5 +38,6 @@ __all__ = [
     "cached_index",
     "concatenated",
     "datasets",
+    "load_dataset",
     "load_image",
 ]

@@ -25,12 +25,17 @@ def build_transforms(node: Mapping[str, Any]) -> list[Transform]:
     return TRANSFORMS.build_list(node)
 
 
-def build_training_data(cfg: Any) -> ImageIndex:
+def load_dataset(name: str) -> ImageIndex:
+    """Return the index of a data set that a config names: a registered name, or `format:spec` in place."""
+    return open_dataset(name).load()
+
+
+def build_training_data(cfg: Any, load: Callable[[str], ImageIndex] = load_dataset) -> ImageIndex:
     """Return the pictures of DATASETS.TRAIN as one index for training (`ImageIndex.for_training`), without empty ones
-    where DATASETS.FILTER_EMPTY. No picture, or no box at all, is an error.
+    where DATASETS.FILTER_EMPTY. No picture, or no box at all, is an error. `load` returns the index of a name.
     """
     _require_names(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
-    index = concatenated([open_dataset(name).load() for name in cfg.DATASETS.TRAIN])
+    index = concatenated([load(name) for name in cfg.DATASETS.TRAIN])
     index = index.for_training(filter_empty=cfg.DATASETS.FILTER_EMPTY)
     if not index.num_boxes:
         raise DataError(f"{index.report.source}: {len(index)} pictures and no box to learn from\n"
@@ -50,9 +55,11 @@ def build_train_loader(cfg: Any, index: ImageIndex, start_iter: int, max_iter: i
     return _build_loader(cfg, batches, range(start_iter, max_iter))
 
 
-def build_test_data(cfg: Any, name: str, class_names: Sequence[str]) -> ImageIndex:
+def build_test_data(
+    cfg: Any, name: str, class_names: Sequence[str], load: Callable[[str], ImageIndex] = load_dataset
+) -> ImageIndex:
     """Return one data set of DATASETS.TEST, its classes matched by name to those of the model."""
-    index = open_dataset(name).load().with_classes(class_names)
+    index = load(name).with_classes(class_names)
     if not len(index):
         raise DataError(f"{index.report.source}: there is no picture to evaluate on")
     return index

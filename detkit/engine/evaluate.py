@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from detkit.config import CfgNode
-from detkit.data import ImageIndex, build_test_data, build_test_loader
+from detkit.data import ImageIndex, build_test_data, build_test_loader, load_dataset
 from detkit.distributed import broadcast_buffers, is_main
 from detkit.engine.device import autocast
 from detkit.engine.run_folder import PREDICTIONS
@@ -46,20 +46,28 @@ class Evaluated:
 
 
 class TestSets:
-    """The data sets of DATASETS.TEST, their classes matched to the detector's by name; read once, used at each call."""
+    """The data sets of DATASETS.TEST, their classes matched to the detector's by name; read once, used at each call.
+
+    `load` returns the index of a name.
+    """
 
     __test__ = False  # not a test, whatever its name makes pytest think
 
-    def __init__(self, cfg: CfgNode, class_names: Sequence[str]) -> None:
+    def __init__(
+        self, cfg: CfgNode, class_names: Sequence[str], load: Callable[[str], ImageIndex] = load_dataset
+    ) -> None:
         self._cfg, self._class_names = cfg, tuple(class_names)
-        self.indices = {name: build_test_data(cfg, name, self._class_names) for name in cfg.DATASETS.TEST}
-        for index in self.indices.values():
-            for line in index.summary():
-                get_logger(__name__).info("%s", line)
+        self.indices = {name: build_test_data(cfg, name, self._class_names, load) for name in cfg.DATASETS.TEST}
         # Built now, so that what is wrong with the config is said before training, not after it.
         self._loaders = {name: build_test_loader(cfg, index) for name, index in self.indices.items()}
         for name in self.indices:
             self._build_evaluators(name)
+
+    def log_summaries(self) -> None:
+        """Log what each data set holds."""
+        for index in self.indices.values():
+            for line in index.summary():
+                get_logger(__name__).info("%s", line)
 
     def evaluate(self, detector: nn.Module, device: torch.device, dtype: torch.dtype | None) -> list[Evaluated]:
         """Run the detector over every data set; results are empty on ranks other than the main one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -18,7 +19,7 @@ from torch import nn
 
 from detkit.checkpoint import FINAL, Checkpointer, about_weights
 from detkit.config import CfgNode, ConfigError
-from detkit.data import ImageIndex, build_train_loader, build_training_data, build_transforms
+from detkit.data import ImageIndex, build_train_loader, build_training_data, load_dataset
 from detkit.distributed import barrier, broadcast_text, is_main
 from detkit.engine.anchor_coverage import anchor_coverage
 from detkit.engine.device import autocast_dtype, keep_large_blocks, precision_name, select_device
@@ -80,6 +81,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         about_data = index.summary() + (_anchors_lines(cfg, index, trainer.detector) if is_main() else [])
         with values_are_the_configs():
             test_sets = TestSets(cfg, index.class_names)
+            test_sets.log_summaries()
             parts = _build_parts(cfg, folder, index, plan, about_data)
     logger.info("run folder: %s", folder)
     if is_main() and not is_resumed:
@@ -87,22 +89,24 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     return _run(cfg, folder, trainer, test_sets, parts, is_resumed)
 
 
-def check_training(cfg: CfgNode, num_classes: int) -> None:
-    """Raise the ConfigError that train() would raise for most of a config, without data or memory for weights.
+def check_training(cfg: CfgNode, load: Callable[[str], ImageIndex] = load_dataset) -> None:
+    """Raise the ConfigError or DataError that train() would raise before it starts, without memory for weights.
 
-    Builds the detector, the optimiser, the schedule and the transforms, and looks for the file of MODEL.WEIGHTS. What
-    it leaves to train(): the device, which may be another machine's, and HOOKS, loaders, evaluators and checkpoints.
+    Builds all that train() does from a config and its data, but for what another process has to: the device, which may
+    be another machine's, and HOOKS, which may open files when they are built. `load` returns the index of a name.
     """
     plan, meta = plan_of(cfg.SOLVER), torch.device("meta")
     weights_file(cfg)
+    index = build_training_data(cfg, load)
     with values_are_the_configs():
         with meta:
-            detector = build_detector(cfg, num_classes=num_classes)
+            detector = build_detector(cfg, num_classes=len(index.class_names))
         if not cfg.MODEL.WEIGHTS:
             refuse_untrained_frozen(detector)
         trainer_of(cfg, plan, detector, meta)
-        build_transforms(cfg.INPUT.TRAIN_TRANSFORMS)
-        build_transforms(cfg.INPUT.TEST_TRANSFORMS)
+        TestSets(cfg, index.class_names, load)
+        _train_loader(cfg, plan, index, 0)
+        Checkpointer(CHECKPOINTS, cfg.SOLVER.KEEP_CHECKPOINTS)
 
 
 def evaluate_only(cfg: CfgNode) -> dict[str, Any]:
@@ -119,6 +123,7 @@ def evaluate_only(cfg: CfgNode) -> dict[str, Any]:
         detector, class_names = detector_with_weights(cfg)
         with values_are_the_configs():
             test_sets = TestSets(cfg, class_names)
+            test_sets.log_summaries()
     if is_main():
         write_text_atomically(folder / CONFIG, cfg.dump())
     outcomes = test_sets.evaluate(placed(detector, device), device, autocast_dtype(cfg.PRECISION, device))
@@ -138,12 +143,14 @@ class _Parts:
 
 
 def _build_parts(cfg: CfgNode, folder: Path, index: ImageIndex, plan: Plan, about_data: list[str]) -> _Parts:
-    def loader_from(start: int) -> Iterable[Batch]:
-        return build_train_loader(cfg, index, start, plan.max_iter, cfg.SOLVER.IMS_PER_BATCH)
-
+    loader_from = functools.partial(_train_loader, cfg, plan, index)
     loader_from(0)
     checkpointer = Checkpointer(folder / CHECKPOINTS, cfg.SOLVER.KEEP_CHECKPOINTS)
     return _Parts(index, checkpointer, HOOKS.build_list(cfg.HOOKS), loader_from, about_data)
+
+
+def _train_loader(cfg: CfgNode, plan: Plan, index: ImageIndex, start: int) -> Iterable[Batch]:
+    return build_train_loader(cfg, index, start, plan.max_iter, cfg.SOLVER.IMS_PER_BATCH)
 
 
 def _build_trainer(

@@ -47,6 +47,10 @@ class Record:
         """Whether it is not to be trained again: it finished or diverged."""
         return self.status != "failed"
 
+    def is_complete(self, needs_latency: bool) -> bool:
+        """Whether nothing is left to do: it ended, and its latency is measured where that is needed and can be."""
+        return self.has_ended and not (needs_latency and self.status == "finished" and self.latency_ms is None)
+
     @property
     def state(self) -> str:
         """What a table says of it."""
@@ -74,15 +78,15 @@ def _refuse_constant(text: str) -> float:
     raise ValueError(f"it holds the number {text}")
 
 
-def digest_of(cfg: CfgNode, *, has_latency: bool = False) -> str:
-    """Return 12 hex digits for a run: its config without what changes no result, and what is measured beside AP."""
+def digest_of(cfg: CfgNode) -> str:
+    """Return 12 hex digits for a run: its config without what changes no result."""
     kept = {
         key: value
         for key, value in flat_keys(cfg.chosen()).items()
         if not key.startswith(KEYS_FREE_ON_RESUME) and (key not in KEYS_ADDED or value != KEYS_ADDED[key])
     }
     kept["MODEL.WEIGHTS"] = cfg.MODEL.WEIGHTS  # free on a resume, which does not load them; not of a new run
-    text = json.dumps({**kept, "latency": True} if has_latency else kept, sort_keys=True)
+    text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

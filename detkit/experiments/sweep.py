@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
+import functools
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from detkit.config import CfgNode, ConfigError
-from detkit.data import ImageIndex
+from detkit.data import load_dataset
 from detkit.engine.run_folder import TIMING
 from detkit.engine.signals import StopSignal
-from detkit.engine.starting_weights import values_are_the_configs
 from detkit.engine.train import check_training
 from detkit.experiments.claims import matches
 from detkit.experiments.records import Record, Records, digest_of
@@ -24,7 +23,7 @@ from detkit.experiments.sweep_file import Run, Sweep
 from detkit.experiments.tables import write_tables
 from detkit.experiments.worker import is_busy, write_job
 from detkit.log import LiveLine, format_duration, get_logger, read_json_lines
-from detkit.registry import near_misses, open_dataset
+from detkit.registry import near_misses
 from detkit.solver import plan_of
 
 logger = get_logger(__name__)
@@ -36,7 +35,7 @@ RECORDS, WORK = "records", "work"
 class Training:
     """One run with one seed: its config, the digest of that, and the folder where it is trained.
 
-    `has_latency`: the time of inference is measured, too; the digest says so.
+    `has_latency`: the time of inference is measured, too, of what is trained already from its last checkpoint.
     """
 
     run: Run
@@ -79,9 +78,8 @@ class Study:
         cfg.defrost()
         cfg.SEED = seed
         cfg.freeze()
-        has_latency = self.sweep.has_latency
-        digest = digest_of(cfg, has_latency=has_latency)
-        return Training(run, seed, cfg, digest, self.output / WORK / digest, has_latency)
+        digest = digest_of(cfg)
+        return Training(run, seed, cfg, digest, self.output / WORK / digest, self.sweep.has_latency)
 
     def record(self, training: Training) -> Record | None:
         """Return what is known of how a training ended; a ConfigError names a record that cannot be read."""
@@ -90,10 +88,10 @@ class Study:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def has_ended(self, training: Training) -> bool:
-        """Return whether a training has a record of its end, and not of a failure."""
+    def is_complete(self, training: Training) -> bool:
+        """Return whether a training has a record of its end, not of a failure, with all that is to be measured."""
         record = self.record(training)
-        return record is not None and record.has_ended
+        return record is not None and record.is_complete(training.has_latency)
 
     def write_tables(self) -> list[Path]:
         """Write the table in Markdown, CSV and HTML; return the files."""
@@ -123,14 +121,17 @@ def wanted(studies: Sequence[Study], only: Sequence[str] = ()) -> list[Training]
     found: dict[str, Training] = {}
     for training in (t for study in studies for t in study.trainings):
         if not only or any(matches(training.run.name, pattern) for pattern in only):
-            found.setdefault(training.digest, training)
+            known = found.setdefault(training.digest, training)
+            if training.has_latency and not known.has_latency:
+                found[training.digest] = replace(known, has_latency=True)
     return list(found.values())
 
 
 def run_sweeps(
     studies: Sequence[Study], slots: Slots, *, only: Sequence[str] = (), projects: Sequence[Path | str] = ()
 ) -> int:
-    """Train what is open of sweeps in one output folder, and return how many of their trainings have failed.
+    """Train what is open of sweeps in one output folder, and return how many of their trainings have failed, or have
+    no time of inference where it was to be measured.
 
     All sweeps are checked before the first run starts; a run that several of them hold is trained once. Interrupted or
     told to stop, the runs save and end, and SystemExit says so; the same call then goes on. After kill -9 runs that are
@@ -139,10 +140,10 @@ def run_sweeps(
     refuse_clashes(studies)
     first, everything, chosen = studies[0], wanted(studies), wanted(studies, only)
     check(studies)
-    waiting = deque(t for t in chosen if not first.has_ended(t))
+    waiting = deque(t for t in chosen if not first.is_complete(t))
     logger.info("%d of %d trainings to do, %d at a time; in %s", len(waiting), len(everything), slots.count,
                 first.output)  # fmt: skip
-    pool = _Pool(first, slots, [str(Path(folder).resolve()) for folder in projects], len(waiting))
+    pool = _Pool(first, slots, [str(Path(folder).resolve()) for folder in projects], waiting)
     files = write_all_tables(studies)
     with StopSignal() as stop, LiveLine(logger) as live:
         try:
@@ -150,7 +151,7 @@ def run_sweeps(
                 pool.start_from(waiting)
                 if pool.collect(waiting):
                     files = write_all_tables(studies)
-                live.update(pool.progress(len(waiting)))
+                live.update(pool.progress(waiting))
                 time.sleep(_POLL_SECONDS)
                 if stop.received:
                     raise KeyboardInterrupt
@@ -163,7 +164,8 @@ def run_sweeps(
             pool.stop()
             raise
     logger.info("tables: %s", ", ".join(map(str, files)))
-    return sum(1 for t in everything if (record := first.record(t)) is not None and record.status == "failed")
+    failed = {t.digest for t in everything if (record := first.record(t)) is not None and not record.has_ended}
+    return len(failed.union(t.digest for t in chosen if not first.is_complete(t)))
 
 
 def check(studies: Sequence[Study]) -> None:
@@ -171,19 +173,13 @@ def check(studies: Sequence[Study]) -> None:
 
     A mistake in any run (ConfigError, DataError) so ends the sweeps before the first run starts.
     """
-    indices: dict[str, ImageIndex] = {}
+    load = functools.cache(load_dataset)
     for sweep, run in ((study.sweep, run) for study in studies for run in study.sweep.runs):
-        with _named(sweep, run), values_are_the_configs():
+        with _named(sweep, run):
             for key in ("TRAIN", "TEST"):
                 if not run.cfg.DATASETS[key]:
                     raise ConfigError(f"DATASETS.{key} is empty; a sweep trains and measures AP")
-            for name in (*run.cfg.DATASETS.TRAIN, *run.cfg.DATASETS.TEST):
-                if name not in indices:
-                    indices[name] = open_dataset(name).load()
-            class_names = indices[run.cfg.DATASETS.TRAIN[0]].class_names
-            for name in run.cfg.DATASETS.TEST:
-                indices[name].with_classes(class_names)
-            check_training(run.cfg, len(class_names))
+            check_training(run.cfg, load)
 
 
 def refuse_clashes(studies: Sequence[Study]) -> None:
@@ -204,19 +200,19 @@ def write_all_tables(studies: Sequence[Study]) -> list[Path]:
 
 
 class _Pool:
-    """The trainings that are under way, of `total` that are to be done; `study` is any of their output folder."""
+    """The trainings that are under way, of those that are to be done; `study` is any of their output folder."""
 
-    def __init__(self, study: Study, slots: Slots, projects: list[str], total: int) -> None:
-        self.study, self.slots, self.projects, self.total = study, slots, projects, total
+    def __init__(self, study: Study, slots: Slots, projects: list[str], to_do: Collection[Training]) -> None:
+        self.study, self.slots, self.projects, self.total = study, slots, projects, len(to_do)
         self.active: list[tuple[Training, Started | None, float]] = []
-        self._durations: list[float] = []  # of whole trainings
-        self._from: dict[str, int] = {}  # the iteration that each started at here
+        self._trained = [0, 0.0]  # iterations of whole trainings, and the seconds that these took
+        self._from = {t.digest: t.iteration() for t in to_do}  # the iteration that each starts at here
 
     def start_from(self, waiting: deque[Training]) -> None:
         """Fill the free slots; a training that another living process holds is waited for, and starts nothing."""
         while waiting and len(self.active) < self.slots.count:
             training = waiting.popleft()
-            if self.study.has_ended(training):  # by another sweep in this folder, since this one began
+            if self.study.is_complete(training):  # by another sweep in this folder, since this one began
                 self._note(training, "")
                 continue
             started = None if is_busy(training.folder) else self._start(training)
@@ -248,12 +244,13 @@ class _Pool:
             how = (None if is_busy(training.folder) else "") if started is None else started.ended()
             if how is None:
                 self.active.append((training, started, since))
-            elif not self.study.has_ended(training) and (started is None or how == HELD):
+            elif not self.study.is_complete(training) and (started is None or how == HELD):
                 waiting.append(training)
             else:
                 self._note(training, how)
                 if started is not None and not self._from[training.digest]:
-                    self._durations.append(time.monotonic() - since)
+                    self._trained[0] += training.iterations
+                    self._trained[1] += time.monotonic() - since
         return len(self.active) < len(before)
 
     def _note(self, training: Training, how: str) -> None:
@@ -265,31 +262,35 @@ class _Pool:
             why = how or "it left no record"
             record = Record("failed", reason=why)
             self.study.records.put(training.digest, record)
-        level = logger.info if record.status == "finished" else logger.warning
+        is_unmeasured = record.has_ended and not record.is_complete(training.has_latency)
+        level = logger.info if record.status == "finished" and not is_unmeasured else logger.warning
         ap = record.measure("AP")
         end = f", AP {ap:.1f}" if ap is not None else ""
-        end += f"; see {training.folder / OUTPUT}" if record.status == "failed" else ""
+        end += f"; its time of inference was not measured: {how}" if is_unmeasured else ""
+        end += f"; see {training.folder / OUTPUT}" if record.status == "failed" or is_unmeasured else ""
         level("%s: %s%s", training.name, record.state, end)
 
-    def progress(self, waiting: int) -> str:
+    def progress(self, waiting: Collection[Training]) -> str:
         """Return one line on all of it: what has ended, how far the others are, how long it will take."""
-        ended = self.total - waiting - len(self.active)
+        ended = self.total - len(waiting) - len(self.active)
         reached = {t.digest: t.iteration() for t, _, _ in self.active}
         now = "; ".join(f"{t.name} {reached[t.digest]}/{t.iterations}" for t, _, _ in self.active)
         return f"{ended}/{self.total} ended  eta {format_duration(self._left(waiting, reached))}  {now}"
 
-    def _left(self, waiting: int, reached: Mapping[str, int]) -> float:
-        """Return the seconds to the end, by what the trainings of this call took, or have taken so far."""
-        typical = statistics.fmean(self._durations) if self._durations else self._extrapolated(reached)
-        left = [max(typical - (time.monotonic() - since), 0.0) for _, _, since in self.active]
-        return max([(waiting * typical + sum(left)) / self.slots.count, *left])
+    def _left(self, waiting: Collection[Training], reached: Mapping[str, int]) -> float:
+        """Return the seconds to the end, by what an iteration takes, evaluation included."""
+        active = [t.iterations - reached[t.digest] for t, _, _ in self.active]
+        queued = sum(t.iterations - self._from[t.digest] for t in waiting)
+        iterations = max([(queued + sum(active)) / self.slots.count, *active])
+        return iterations * self._pace(reached) if iterations else 0.0
 
-    def _extrapolated(self, reached: Mapping[str, int]) -> float:
-        """Return what a whole training takes by how far those begun here have come since; infinity where none has."""
-        begun = [(t, since) for t, started, since in self.active if started is not None]
-        shares = [((reached[t.digest] - self._from[t.digest]) / t.iterations, since) for t, since in begun]
+    def _pace(self, reached: Mapping[str, int]) -> float:
+        """Return the seconds of an iteration by whole trainings of this call, or by those begun; infinity by none."""
+        if self._trained[0]:
+            return self._trained[1] / self._trained[0]
         now = time.monotonic()
-        return max(((now - since) / share for share, since in shares if share > 0), default=float("inf"))
+        taken = [(now - since, reached[t.digest] - self._from[t.digest]) for t, ours, since in self.active if ours]
+        return max((seconds / iterations for seconds, iterations in taken if iterations > 0), default=float("inf"))
 
     def stop(self) -> None:
         """Have all that was started save and end, at the same time; return when they have."""
@@ -309,24 +310,32 @@ def _named(sweep: Sweep, run: Run) -> Iterator[None]:
 
 
 def plan_table(studies: Sequence[Study], only: Sequence[str] = ()) -> str:
-    """Return what sweeps would do, as text: every training, the keys that it sets, and its state."""
-    chosen = {t.digest for t in wanted(studies, only)}
-    heads = [f"{study.sweep.name}: " if len(studies) > 1 else "" for study in studies]
-    return "\n\n".join(head + _plan_of(study, chosen) for head, study in zip(heads, studies, strict=True))
+    """Return what sweeps would do, as text: every training, the keys that it sets, and its state.
+
+    What several sweeps hold is listed by each; it is trained once.
+    """
+    listed_by = {t.digest: "" for t in wanted(studies, only)}
+    texts = []
+    for study in studies:
+        head = f"{study.sweep.name}: " if len(studies) > 1 else ""
+        texts.append(head + _plan_of(study, listed_by))
+        listed_by.update((t.digest, study.sweep.name) for t in study.trainings if listed_by.get(t.digest) == "")
+    return "\n\n".join(texts)
 
 
-def _plan_of(study: Study, chosen: Collection[str]) -> str:
+def _plan_of(study: Study, listed_by: Mapping[str, str]) -> str:
     from tabulate import tabulate
 
     shared = study.sweep.runs[0].overrides[: study.sweep.num_shared]
     rows = []
-    for t in (t for t in study.trainings if t.digest in chosen):
+    for t in (t for t in study.trainings if t.digest in listed_by):
         record = study.record(t)
         begun = t.iteration()
         state = record.state if record else f"at iteration {begun}" if begun else "new"
-        todo = "" if record and record.has_ended else "trains"
+        does = "trains" if record is None or not record.has_ended else "measures ms"
+        does = "" if study.is_complete(t) else f"as in {listed_by[t.digest]}" if listed_by[t.digest] else does
         own = " ".join(_assignments(t.run.overrides[study.sweep.num_shared :]))
-        rows.append([t.run.name, t.seed, t.iterations, state, todo, t.digest, own])
+        rows.append([t.run.name, t.seed, t.iterations, state, does, t.digest, own])
     head = ["run", "seed", "iterations", "state", "", "record", "sets"]
     table = tabulate(rows, head, tablefmt="simple", disable_numparse=True)
     return f"all runs set: {' '.join(_assignments(shared)) or 'nothing'}\n{table}"

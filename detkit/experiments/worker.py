@@ -90,13 +90,14 @@ def run_job(path: Path) -> Record:
     records, digest, folder = Records(job["records"]), job["digest"], path.parent
     with process_group(), held(folder) if is_main() else contextlib.nullcontext():
         known = records.get(digest)
-        is_open = broadcast_text(str(known is None or not known.has_ended))  # by the main rank
+        is_open = broadcast_text(str(known is None or not known.is_complete(job["has_latency"])))  # by the main rank
         if is_open != "True":
             return records.get(digest) or Record("failed", reason="its record vanished")
-        if is_main():
+        if is_main() and known is not None and not known.has_ended:
             records.drop(digest)  # of a failure: what comes of it this time is another
         record = _outcome(job, folder)
-        if is_main():
+        has_known_end = known is not None and known.has_ended  # which a failure to measure its latency leaves as it is
+        if is_main() and (record.has_ended or not has_known_end):
             records.put(digest, record)
             if record.has_ended:
                 _drop_what_only_resuming_needs(folder / CHECKPOINTS)

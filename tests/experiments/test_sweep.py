@@ -5,6 +5,8 @@ import json
 import signal
 import sys
 import time
+from collections import deque
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -14,10 +16,10 @@ from detkit.cli import sweep
 from detkit.config import ConfigError
 from detkit.experiments.records import Record
 from detkit.experiments.slots import LocalSlots, ResumedCommand, SubmititSlots, worker_command
-from detkit.experiments.sweep import Study, run_sweeps
+from detkit.experiments.sweep import Study, _Pool, run_sweeps
 from detkit.experiments.sweep_file import read_sweep
 from detkit.experiments.worker import run_job
-from detkit.log import read_json_lines
+from detkit.log import format_duration, read_json_lines
 from tests.experiments.conftest import SWEEP
 
 pytestmark = pytest.mark.slow
@@ -173,6 +175,8 @@ def test_several_sweeps_run_as_one_and_train_what_they_share_once(sweep_file, fo
     plan = capsys.readouterr().out
     assert plan.index("first: all runs set") < plan.index("second: all runs set")
     assert plan.count("base_lr 0.01") == 2
+    assert plan.count("trains") == 2
+    assert plan.index("second: all runs set") < plan.index("as in first")
     assert sweep([str(first), "--output", "out", str(second), "--only", "base_lr 0.02"]) == 0
     assert "1 of 2 trainings to do" in capsys.readouterr().out
     assert "not trained" in (folder / "out" / "first.md").read_text()
@@ -182,6 +186,40 @@ def test_several_sweeps_run_as_one_and_train_what_they_share_once(sweep_file, fo
     assert [row["state"] for row in tables["first"]] == ["finished"]
     assert [row["state"] for row in tables["second"]] == ["finished", "finished"]
     assert tables["first"][0]["AP"] == tables["second"][0]["AP"]
+
+
+def test_the_time_that_is_left_counts_iterations(sweep_file, folder, monkeypatch):
+    text = "BASE: tiny.yaml\nOVERRIDES: {TEST.EVAL_PERIOD: 0}\nAXES: {SOLVER.MAX_ITER: [10, 20, 70]}"
+    study, now = Study(read_sweep(sweep_file(text)), folder / "out"), [0.0]
+
+    class Held:
+        """A training whose end the test decides."""
+
+        how = None
+
+        def ended(self):
+            return self.how
+
+    held = [Held(), Held(), Held()]
+    unused = iter(held)
+    slots = SimpleNamespace(count=2, loader_workers=None, start=lambda job: next(unused))
+    monkeypatch.setattr("detkit.experiments.sweep.time", SimpleNamespace(monotonic=lambda: now[0]))
+    waiting = deque(study.trainings)
+    pool = _Pool(study, slots, [], waiting)
+
+    def line():
+        pool.start_from(waiting)
+        pool.collect(waiting)
+        pool.start_from(waiting)
+        return pool.progress(waiting).split("eta ")[1].split("  ")[0]
+
+    assert line() == "?"  # nothing has shown how fast it is
+    (study.trainings[0].folder / "timing.jsonl").write_text('{"iteration": 5, "seconds_per_iteration": 1}\n')
+    now[0] = 10.0
+    assert line() == format_duration(95 / 2 * 2.0)  # two seconds an iteration; 95 of them, in two slots
+    study.records.put(study.trainings[0].digest, Record("finished", {"box": {"AP": 1.0}}, 10))
+    held[0].how, now[0] = "", 30.0
+    assert line() == format_duration(70 * 3.0)  # by the one that ended; the longest decides
 
 
 def test_several_sweeps_are_checked_before_the_first_run(sweep_file, folder, capsys):
@@ -199,13 +237,32 @@ def test_several_sweeps_are_checked_before_the_first_run(sweep_file, folder, cap
     assert not (folder / "out").exists()
 
 
-def test_the_time_of_inference_is_measured_where_the_sweep_says_so(sweep_file, folder, here):
-    assert sweep([str(sweep_file(f"LATENCY: true\n{ONE}")), "--output", "out"]) == 0
+def test_the_time_of_inference_is_measured_where_a_sweep_says_so_also_of_what_is_trained(
+    sweep_file, folder, here, monkeypatch, capsys
+):
+    plain, timed = sweep_file(ONE, "plain.yaml"), sweep_file(f"LATENCY: true\n{ONE}", "timed.yaml")
+    assert sweep([str(plain), "--output", "out"]) == 0
+    (before,) = map(json.loads, records_of(folder / "out").values())
+    assert sweep([str(timed), "--output", "out", "--dry-run"]) == 0
+    assert "measures ms" in capsys.readouterr().out
+
+    with monkeypatch.context() as patch:
+        patch.setattr("detkit.experiments.worker.milliseconds_per_picture", lambda _: 1 / 0)
+        assert sweep([str(timed), "--output", "out"]) == 1  # what was trained is not lost by it
+    assert "its time of inference was not measured" in capsys.readouterr().out
+    assert [json.loads(text) for text in records_of(folder / "out").values()] == [before]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("detkit.experiments.worker.train", lambda *_, **__: pytest.fail("trained again"))
+        assert sweep([str(plain), str(timed), "--output", "out"]) == 0
     (record,) = map(json.loads, records_of(folder / "out").values())
-    (row,) = csv.DictReader((folder / "out" / "sweep.csv").open())
+    (row,) = csv.DictReader((folder / "out" / "timed.csv").open())
     assert record["latency_ms"] > 0
+    assert {**record, "latency_ms": None, "about": before["about"]} == before
     assert record["about"]["precision"] in ("bf16", "fp32")
     assert float(row["ms"]) == pytest.approx(record["latency_ms"], rel=1e-3)
+    assert sweep([str(plain), str(timed), "--output", "out"]) == 0
+    assert "0 of 1 trainings to do" in capsys.readouterr().out
 
 
 def test_what_another_sweep_finished_meanwhile_is_left_alone(sweep_file, folder, monkeypatch):
@@ -303,6 +360,8 @@ MISTAKES = {
     ),
     "a transform that refuses its value": ("AXES: {INPUT.TEST_TRANSFORMS.ResizeShortestEdge.SIZES: [[]]}", "SIZES"),
     "a bound that is none": ("AXES: {SOLVER.CLIP_GRADIENTS: [-1.0]}", "CLIP_GRADIENTS"),
+    "checkpoints that would not be kept": ("AXES: {SOLVER.KEEP_CHECKPOINTS: [0]}", "KEEP_CHECKPOINTS"),
+    "a batch that cannot be": ("AXES: {TEST.IMS_PER_BATCH: [0]}", "TEST.IMS_PER_BATCH"),
     "layers that would stay random": ("AXES: {MODEL.BACKBONE.ResNet.FREEZE_AT: [2]}", "would stay random"),
     "weights that are not there": ("AXES: {MODEL.WEIGHTS: [no.pth]}", "no.pth"),
 }
@@ -339,6 +398,8 @@ def test_flags_that_are_wrong(sweep_file, capsys):
         (["--scale", "paper"], "it has no SCALES"),
         (["--slurm", "partition"], "KEY=VALUE"),
         (["--seeds", "-1"], "SEEDS"),
+        (["--tables-only", "--only", "gamma 2.0"], "leave --only away"),
+        (["--tables-only", "--dry-run"], "leave --dry-run away"),
     ):
         assert sweep([path, "--output", "out", *words]) == 2
         assert text in capsys.readouterr().err
