@@ -211,7 +211,14 @@ def offered_to(socket):
     }.get(socket, {})
 
 
-SPECS = {"coco": "a.json:b", "csv": "a.csv:b", "shapes": "train,images=3", "voc": "root:train", "yolo": "a.yaml:train"}
+SPECS = {
+    "coco": "a.json:b",
+    "csv": "a.csv:b",
+    "one_class": "coco:a.json:b",
+    "shapes": "train,images=3",
+    "voc": "root:train",
+    "yolo": "a.yaml:train",
+}
 COMPONENTS = [
     (socket, name)
     for socket in vars(registry).values()

@@ -84,7 +84,8 @@ class Criterion(nn.Module):
         """Return `loss_cls`, `loss_box` and what is only logged, as scalars, from per-level outputs.
 
         Logits are [N, R, K'], deltas [N, R, 4], anchors [R, 4] of each level. Without any ground truth `loss_box` is 0
-        with a graph. `metric_num_foreground` and `metric_num_selected` count anchors of this batch.
+        with a graph. `metric_num_foreground`, `metric_num_selected` and `metric_num_selected_foreground` count anchors
+        of this batch.
         """
         logits_NRK, deltas_NR4, anchors_R4 = torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors)
         labels_NR, matched_NR = self.assigner(anchors_R4, batch.gt_boxes_NG4, batch.gt_classes_NG)
@@ -110,6 +111,7 @@ class Criterion(nn.Module):
             "loss_box": loss_box,
             "metric_num_foreground": is_foreground.sum(),
             "metric_num_selected": selected_NR.sum(),
+            "metric_num_selected_foreground": (is_foreground & selected_NR).sum(),
         }
 
     @torch.no_grad()

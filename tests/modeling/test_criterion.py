@@ -316,6 +316,7 @@ def test_anchors_that_are_not_selected_are_left_out_of_the_classification_loss_o
     assert result["loss_box"].item() == pytest.approx(losses(make_criterion(), outputs, batch)[1].item())
     assert result["metric_num_selected"] == sampler.selected.sum()
     assert result["metric_num_foreground"] == foreground.sum()
+    assert 0 < result["metric_num_selected_foreground"] == (foreground & sampler.selected).sum() < foreground.sum()
 
 
 def test_the_box_loss_on_selected_positives():
