@@ -95,7 +95,7 @@ class CocoEvaluator:
         no others. Without any ground truth, and on ranks other than the main one, the results are {}. Every rank
         has to call it.
         """
-        rows, _ = self._gather()
+        rows, _ = self.gather()
         if not is_main():
             return {}
         if not len(self._index.boxes):
@@ -103,8 +103,8 @@ class CocoEvaluator:
             return {}
         if len(rows) < len(self._index.image_ids):
             get_logger(__name__).warning("measured on %d of %d images", len(rows), len(self._index.image_ids))
-        self._precision = _precision_by_pycocotools(
-            self._ground_truth(rows), self._records(range(len(self._index.class_names))), self._max_detections
+        self._precision = precision_by_pycocotools(
+            self.ground_truth(rows), self.records(range(len(self._index.class_names))), self._max_detections
         )
         return {"bbox": _summary(self._precision, _unique_names(self._index))}
 
@@ -115,8 +115,8 @@ class CocoEvaluator:
         1/1000, scores to 1e-6. `evaluate` measures these very numbers, so the file gives the same AP again. Every
         rank has to call it.
         """
-        self._gather()
-        return self._records(self._index.category_ids) if is_main() else []
+        self.gather()
+        return self.records(self._index.category_ids) if is_main() else []
 
     def precision_at_50(self) -> dict[str, list[float] | None]:
         """Return, per class, the precision at IoU 0.5 for recall 0, 0.01, .. 1; None for a class without ground truth.
@@ -131,8 +131,10 @@ class CocoEvaluator:
             for name, curve in zip(_unique_names(self._index), curves.T, strict=True)
         }
 
-    def _gather(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows seen [n], rising, and detections [D, 7] (row, then as _found) of all ranks by row."""
+    def gather(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows seen [n], rising, and the detections [D, 7] (row, x0, y0, x1, y1, score, class) of all ranks
+        by row. Every rank has to call it.
+        """
         if self._gathered is None:
             visits = gather_rows(torch.cat([torch.zeros(0, 2, dtype=torch.int64), *self._visits])).numpy()
             found = gather_rows(torch.cat([torch.zeros(0, 6, dtype=torch.float64), *self._found])).numpy()
@@ -142,8 +144,9 @@ class CocoEvaluator:
             self._gathered = rows, table[np.argsort(table[:, 0], kind="stable")]
         return self._gathered
 
-    def _records(self, category_of: Sequence[int]) -> list[dict[str, Any]]:
-        _, table = self._gather()
+    def records(self, category_of: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the gathered detections in COCO's result format, in their order, with ids for the classes."""
+        _, table = self.gather()
         boxes = np.concatenate([table[:, 1:3], table[:, 3:5] - table[:, 1:3]], 1).round(BOX_DECIMALS).tolist()
         scores = table[:, 5].round(SCORE_DECIMALS).tolist()
         image_ids = self._index.image_ids[table[:, 0].astype(np.int64)].tolist()
@@ -153,7 +156,7 @@ class CocoEvaluator:
             for image_id, label, box, score in zip(image_ids, classes, boxes, scores, strict=True)
         ]
 
-    def _ground_truth(self, rows: np.ndarray) -> dict[str, list]:
+    def ground_truth(self, rows: np.ndarray) -> dict[str, list]:
         """Return the images of `rows` in COCO's annotation format, with class numbers for category ids."""
         index = self._index
         image_of = np.repeat(index.image_ids, np.diff(index.box_offsets))
@@ -174,14 +177,22 @@ class CocoEvaluator:
         }
 
 
-def _precision_by_pycocotools(truth: Mapping[str, list], records: list[dict], max_detections: int) -> np.ndarray:
-    """Return precision [10 IoU, 101 recall, K, 4 areas], in 0..1, -1 where there is no ground truth."""
+def precision_by_pycocotools(
+    truth: Mapping[str, list], records: list[dict], max_detections: int, *, iou: float | None = None
+) -> np.ndarray:
+    """Return precision [10 IoU, 101 recall, K, 4 areas], in 0..1, -1 where there is no ground truth.
+
+    Given one `iou`, objects of any area are measured at it alone, [1, 101, K, 1].
+    """
     from pycocotools.cocoeval import COCOeval
 
     found = [{**r, "area": r["bbox"][2] * r["bbox"][3], "iscrowd": 0} for r in records]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         run = COCOeval(_coco(truth), _coco({**truth, "annotations": found}), iouType="bbox")
         run.params.maxDets = [max_detections]
+        if iou is not None:
+            run.params.iouThrs = np.array([iou])
+            run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], run.params.areaRngLbl[:1]
         run.evaluate()
         run.accumulate()
     return run.eval["precision"][..., 0]
@@ -205,12 +216,12 @@ def _summary(precision: np.ndarray, names: list[str]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for measure, (threshold, area) in MEASURES.items():
         chosen = precision if threshold is None else precision[np.isclose(params.iouThrs, threshold)]
-        summary[measure] = _points(chosen[..., params.areaRngLbl.index(area)])
-    summary["per_class"] = {name: _points(precision[:, :, k, 0]) for k, name in enumerate(names)}
+        summary[measure] = points(chosen[..., params.areaRngLbl.index(area)])
+    summary["per_class"] = {name: points(precision[:, :, k, 0]) for k, name in enumerate(names)}
     return summary
 
 
-def _points(precision: np.ndarray) -> float | None:
+def points(precision: np.ndarray) -> float | None:
     """Return the mean of the defined values, times 100; None where none is."""
     defined = precision[precision > -1]
     return 100 * float(defined.mean()) if len(defined) else None
