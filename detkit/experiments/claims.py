@@ -2,8 +2,9 @@
 
 A deviation is that of one run over seeds (n - 1 in the denominator), in points of AP. That of a difference is the root
 of the sum of both squares: it asks whether two single runs would be told apart, which is more than a test of means
-asks. For each run the larger of its own deviation and the pooled one of the table counts: three seeds may agree by
-chance. A run that diverged counts as AP 0: it is a detector that finds nothing.
+asks; the standard error of the difference of the means stands beside it. For each run the larger of its own deviation
+and the pooled one of the table counts: three seeds may agree by chance. A run that diverged counts as AP 0: it is a
+detector that finds nothing.
 """
 
 from __future__ import annotations
@@ -148,7 +149,11 @@ def _compare(
     if any(d is None for d in deviations):
         return "undecided", difference, f"{text}, and no deviation is known: one seed each"
     one = math.hypot(*(d or 0.0 for d in deviations))
-    text += f" ({difference / one:+.1f} deviations of {one:.2f})" if one else ""
+    counts = [len(outcomes[name].aps) for name in (run, other)]
+    if one:
+        error = math.hypot(*((d or 0.0) / math.sqrt(n) for d, n in zip(deviations, counts, strict=True)))
+        errors = f"; {difference / error:+.1f} standard errors" if max(counts) > 1 else ""
+        text += f" ({difference / one:+.1f} deviations of {one:.2f}{errors})"
     reach = claim.margin * one
     if claim.kind == "alike":
         gap = abs(difference)

@@ -184,7 +184,8 @@ def _legend(sweep: Sweep, records: Found) -> str:
         source = "with one seed it is not known, and no difference is decided"
     return (
         "A deviation is that of the difference of two single runs over seeds, by the larger of a run's own and the "
-        f"pooled one; {source}. A claim holds or fails beyond its margin (2 deviations unless it says otherwise). The "
+        f"pooled one; {source}. A claim holds or fails beyond its margin (2 deviations unless it says otherwise): two "
+        "runs of one seed each would be told apart. Standard errors are of the difference of the means. The "
         "table's means are over the seeds that finished; for a claim a run that diverged has AP 0."
     )
 

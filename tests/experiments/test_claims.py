@@ -70,6 +70,14 @@ def test_one_seed_decides_nothing_unless_a_deviation_is_assumed():
     assert judge([better()], outcomes, 1.0)[0].state == "holds"
 
 
+def test_the_standard_error_of_the_means_stands_beside_where_there_are_means():
+    three = {"FL": Outcome((30.0, 31.0, 32.0)), "CE": Outcome((28.0, 29.0, 30.0))}  # +2, deviations of 1 each
+    why = judge([better()], three)[0].why
+    assert why == "+2.0 points against CE (+1.4 deviations of 1.41; +2.4 standard errors)"  # sqrt(2), sqrt(2 / 3)
+    one = {"FL": Outcome((31.0,)), "CE": Outcome((29.0,))}
+    assert judge([better()], one, 1.0)[0].why == "+2.0 points against CE (+1.4 deviations of 1.41)"
+
+
 def test_every_other_must_be_beaten_and_the_narrowest_is_named():
     outcomes = {"FL": Outcome((30, 31)), "OHEM 1": Outcome((20, 21)), "OHEM 2": Outcome((25, 26))}
     claim = better(others=("OHEM 1", "OHEM 2"))
