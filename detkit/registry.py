@@ -351,7 +351,7 @@ HOOKS = Registry(
 EVALUATORS = Registry(
     "EVALUATORS",
     """`cls(index=ImageIndex, class_names=tuple[str, ...], **options)`; `evaluator.process(detections, rows)` per batch,
-    then `evaluator.evaluate() -> {"bbox": {"AP": ..., ...}}` in points 0-100.
+    then `evaluator.evaluate() -> {"bbox": {"AP": ..., ...}}`, or another task with its numbers, in points 0-100.
     """,
 )
 

@@ -14,7 +14,7 @@ from detkit.config.values import parse_text
 
 
 def sweep(argv: Sequence[str] | None = None) -> int:
-    """Run sweeps; return 0 where every run ended (divergence is an end), 1 where one failed, 2 on a user's error."""
+    """Run sweeps; return 0 where every run ended (divergence is an end), 1 where one did not, 2 on a user's error."""
     args = _parser().parse_intermixed_args(list(sys.argv[1:] if argv is None else argv))
     return status_of(lambda: _sweep(args))
 
@@ -43,11 +43,11 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.tables_only:
         print("\n".join(map(str, write_all_tables(studies))))
         return 0
-    failed = run_sweeps(studies, _slots(args), only=args.only, projects=args.projects)
-    if failed:
-        print(f"error: runs that failed: {failed}; the tables say why, and the same command tries them again",
-              file=sys.stderr)  # fmt: skip
-    return 1 if failed else 0
+    incomplete = run_sweeps(studies, _slots(args), only=args.only, projects=args.projects)
+    if incomplete:
+        print(f"error: runs that failed, were stopped or could not be timed: {incomplete}; the tables and the lines "
+              "above say why, and the same command tries them again", file=sys.stderr)  # fmt: skip
+    return 1 if incomplete else 0
 
 
 def _slots(args: argparse.Namespace) -> Any:

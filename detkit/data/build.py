@@ -26,7 +26,10 @@ def build_transforms(node: Mapping[str, Any]) -> list[Transform]:
 
 
 def load_dataset(name: str) -> ImageIndex:
-    """Return the index of a data set that a config names: a registered name, or `format:spec` in place."""
+    """Return the index of a data set that a config names: a registered name, or `format:spec` in place.
+
+    Raises UnknownComponentError (no such name) and DataError (files that are missing or broken).
+    """
     return open_dataset(name).load()
 
 

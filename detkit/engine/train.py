@@ -92,8 +92,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
 def check_training(cfg: CfgNode, load: Callable[[str], ImageIndex] = load_dataset) -> None:
     """Raise the ConfigError or DataError that train() would raise before it starts, without memory for weights.
 
-    Builds all that train() does from a config and its data, but for what another process has to: the device, which may
-    be another machine's, and HOOKS, which may open files when they are built. `load` returns the index of a name.
+    Left to train(): the device, HOOKS (which may open files when they are built), what is in the file of the weights,
+    and whether ranks can share the batch. `load` returns the index of a name.
     """
     plan, meta = plan_of(cfg.SOLVER), torch.device("meta")
     weights_file(cfg)

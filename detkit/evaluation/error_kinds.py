@@ -1,10 +1,13 @@
-"""What the errors of a detector cost: AP50 with one kind of wrong detection taken away at a time."""
+"""What the errors of a detector cost: AP50 with one kind of wrong detection taken away at a time.
+
+D detections of a picture or of all, G ground truths of a picture.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ from detkit.structures import Detections
 
 ErrorKind = Literal["right", "class", "place", "background"]
 _IOU, _NEAR_IOU = 0.5, 0.1
-_KINDS: tuple[ErrorKind, ...] = ("right", "class", "place", "background")
+_KINDS: tuple[ErrorKind, ...] = get_args(ErrorKind)
 
 
 @EVALUATORS.register()
@@ -26,7 +29,8 @@ class ErrorKinds:
 
     A detection that overlaps an object of its class by IoU 0.5 is right, were it the second one. Else it is wrong in
     its class where it so overlaps an object of another class, in its place where it overlaps any object by 0.1, and on
-    background otherwise. The kinds follow TIDE (Bolya et al. 2020), which corrects errors where this takes them away.
+    background otherwise; of a crowd region the overlap is the share of the detection inside. The kinds follow TIDE
+    (Bolya et al. 2020), which corrects errors where this takes them away.
 
     Args:
         max_detections: how many detections per image and class count, the best by score (COCO: 100).
@@ -45,72 +49,65 @@ class ErrorKinds:
 
         "AP50" is as COCO's; "no_wrong_class", "no_wrong_place" and "no_background" are without the detections of that
         kind; "any_class" takes all classes for one, after NMS over all of them at IoU 0.5. Without any ground truth,
-        and on other ranks than the main one, {}. A value is None where only crowd regions are there to be found.
+        and on other ranks than the main one, {}. A value is None where the images that were processed have no object,
+        or crowd regions alone.
         """
         rows, table = self._coco.gather()
         if not is_main() or not len(self._index.boxes):
             return {}
         truth, records = self._coco.ground_truth(rows), self._coco.records(range(len(self._index.class_names)))
-        kinds = self._kinds(table)
+        kinds = self._kinds(table, records)
+        results = {"AP50": self._ap50(truth, records)}
+        for kind, name in (("class", "no_wrong_class"), ("place", "no_wrong_place"), ("background", "no_background")):
+            results[name] = self._ap50(truth, [r for r, k in zip(records, kinds, strict=True) if k != kind])
+        results["any_class"] = self._ap50(*_without_classes(truth, records, table))
+        return {"errors": results}
 
-        def ap50(keep: np.ndarray) -> float | None:
-            kept = [record for record, is_kept in zip(records, keep, strict=True) if is_kept]
-            return points(precision_by_pycocotools(truth, kept, self._max_detections, iou=_IOU))
+    def _ap50(self, truth: Mapping[str, list], records: list[dict[str, Any]]) -> float | None:
+        return points(precision_by_pycocotools(truth, records, self._max_detections, iou=_IOU))
 
-        results = {"AP50": ap50(np.ones(len(records), dtype=np.bool_))}
-        results["no_wrong_class"] = ap50(kinds != _KINDS.index("class"))
-        results["no_wrong_place"] = ap50(kinds != _KINDS.index("place"))
-        results["no_background"] = ap50(kinds != _KINDS.index("background"))
-        truth = {
-            **truth,
-            "categories": [{"id": 0}],
-            "annotations": [{**row, "category_id": 0} for row in truth["annotations"]],
-        }
-        records = [{**record, "category_id": 0} for record in records]
-        return {"errors": {**results, "any_class": ap50(_kept_over_classes(table))}}
-
-    def _kinds(self, table: np.ndarray) -> np.ndarray:
-        """Return the place in _KINDS of every detection of `table` [D, 7], which is sorted by row; [D]."""
-        kinds = np.zeros(len(table), dtype=np.int64)
+    def _kinds(self, table: np.ndarray, records: Sequence[Mapping[str, Any]]) -> list[ErrorKind]:
+        """Return the kind of every detection, in the order of `table` [D, 7]; its boxes are as `records` round them."""
+        kinds: list[ErrorKind] = []
         for row, part in _parts(table):
             boxes = slice(int(self._index.box_offsets[row]), int(self._index.box_offsets[row + 1]))
-            kinds[part] = _kinds_of_picture(
-                table[part, 1:5], table[part, 6], self._index.boxes[boxes], self._index.classes[boxes],
-                self._index.is_crowd[boxes],
+            kinds += _kinds_of_picture(
+                np.array([record["bbox"] for record in records[part]]), table[part, 6], self._index.boxes[boxes],
+                self._index.classes[boxes], self._index.is_crowd[boxes],
             )  # fmt: skip
         return kinds
 
 
 def _kinds_of_picture(
-    found_D4: np.ndarray, labels_D: np.ndarray, boxes_G4: np.ndarray, classes_G: np.ndarray, is_crowd_G: np.ndarray
-) -> np.ndarray:
+    xywh_D4: np.ndarray, labels_D: np.ndarray, boxes_G4: np.ndarray, classes_G: np.ndarray, is_crowd_G: np.ndarray
+) -> list[ErrorKind]:
     from pycocotools.mask import iou
 
     if not len(boxes_G4):
-        return np.full(len(found_D4), _KINDS.index("background"))
-    iou_DG = iou(_xywh(found_D4), _xywh(boxes_G4), is_crowd_G.astype(np.uint8).tolist())  # of a crowd: the share inside
-    is_own_DG = labels_D[:, None] == classes_G
-    own_D, any_D = (iou_DG * is_own_DG).max(1), iou_DG.max(1)
-    names = [own_D >= _IOU, any_D >= _IOU, any_D >= _NEAR_IOU]
-    return np.select(names, [_KINDS.index(kind) for kind in _KINDS[:3]], _KINDS.index("background"))
+        return ["background"] * len(xywh_D4)
+    corners = boxes_G4.astype(np.float64)
+    xywh_G4 = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+    iou_DG = iou(xywh_D4, xywh_G4, is_crowd_G.astype(np.uint8).tolist())
+    own_D, any_D = (iou_DG * (labels_D[:, None] == classes_G)).max(1), iou_DG.max(1)
+    places = np.select([own_D >= _IOU, any_D >= _IOU, any_D >= _NEAR_IOU], [0, 1, 2], 3)
+    return [_KINDS[place] for place in places]
 
 
-def _kept_over_classes(table: np.ndarray) -> np.ndarray:
-    """Return which detections of `table` [D, 7] are left by NMS over all classes; bool [D]."""
-    keep = np.zeros(len(table), dtype=np.bool_)
-    for _, part in _parts(table):
-        boxes, scores = torch.from_numpy(table[part, 1:5]), torch.from_numpy(table[part, 5])
-        keep[np.arange(len(table))[part][nms(boxes, scores, _IOU).numpy()]] = True
-    return keep
+def _without_classes(
+    truth: Mapping[str, list], records: Sequence[dict[str, Any]], table: np.ndarray
+) -> tuple[dict[str, list], list[dict[str, Any]]]:
+    """Return the ground truth with one class, 0, and the detections of it that NMS over all classes leaves."""
+    kept = [
+        {**records[part][i], "category_id": 0}
+        for _, part in _parts(table)
+        for i in nms(torch.from_numpy(table[part, 1:5]), torch.from_numpy(table[part, 5]), _IOU).tolist()
+    ]
+    objects = [{**row, "category_id": 0} for row in truth["annotations"]]
+    return {**truth, "categories": [{"id": 0}], "annotations": objects}, kept
 
 
 def _parts(table: np.ndarray) -> list[tuple[int, slice]]:
-    """Return the rows of images that have detections, and where these are."""
+    """Return the rows of images that have detections, and where these are in `table` [D, 7], which is sorted by row."""
     rows, starts = np.unique(table[:, 0].astype(np.int64), return_index=True)
     edges = pairwise([*starts.tolist(), len(table)])
     return [(int(row), slice(*edge)) for row, edge in zip(rows, edges, strict=True)]
-
-
-def _xywh(boxes: np.ndarray) -> np.ndarray:
-    boxes = boxes.astype(np.float64)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)

@@ -31,7 +31,8 @@ class Record:
         seconds: of training, evaluation apart.
         latency_ms: of inference, one picture at a time; None: not measured.
         reason: of a failure or divergence, one line.
-        about: what it ran on, as names and values; `run`, a name it had; `seed`; `changes`, its keys over the base.
+        about: what it was trained on, as names and values; `run`, a name it had; `seed`; `changes`, its keys over the
+            base; `latency_on`, what the time of inference was measured on.
     """
 
     status: Status
@@ -68,10 +69,10 @@ class Record:
                 raise ValueError(f"{value!r} is no number")
 
     def measure(self, name: str) -> float | None:
-        """Return a measure of the first task (AP, AP50, ...) in points, or "ms"; None where it is undefined."""
+        """Return a measure (AP, AP50, ...) of the first task that has it, in points, or "ms"; None: undefined."""
         if name == "ms":
             return self.latency_ms
-        return next((task.get(name) for task in self.results.values()), None)
+        return next((task[name] for task in self.results.values() if name in task), None)
 
 
 def _refuse_constant(text: str) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detkit.config import CfgNode, ConfigError
-from detkit.data import load_dataset
+from detkit.data import DataError, load_dataset
 from detkit.engine.run_folder import TIMING
 from detkit.engine.signals import StopSignal
 from detkit.engine.train import check_training
@@ -21,7 +21,7 @@ from detkit.experiments.records import Record, Records, digest_of
 from detkit.experiments.slots import HELD, OUTPUT, STOPPED, Slots, Started
 from detkit.experiments.sweep_file import Run, Sweep
 from detkit.experiments.tables import write_tables
-from detkit.experiments.worker import is_busy, write_job
+from detkit.experiments.worker import final_checkpoint, is_busy, write_job
 from detkit.log import LiveLine, format_duration, get_logger, read_json_lines
 from detkit.registry import near_misses
 from detkit.solver import plan_of
@@ -130,18 +130,18 @@ def wanted(studies: Sequence[Study], only: Sequence[str] = ()) -> list[Training]
 def run_sweeps(
     studies: Sequence[Study], slots: Slots, *, only: Sequence[str] = (), projects: Sequence[Path | str] = ()
 ) -> int:
-    """Train what is open of sweeps in one output folder, and return how many of their trainings have failed, or have
-    no time of inference where it was to be measured.
+    """Train what is open of sweeps in one output folder, and return how many of the chosen runs are not complete: have
+    failed, were stopped, or have no time of inference where it was to be measured.
 
     All sweeps are checked before the first run starts; a run that several of them hold is trained once. Interrupted or
     told to stop, the runs save and end, and SystemExit says so; the same call then goes on. After kill -9 runs that are
     still alive are waited for, the others go on from their checkpoints. Two sweeps of one name are a ConfigError.
     """
     refuse_clashes(studies)
-    first, everything, chosen = studies[0], wanted(studies), wanted(studies, only)
+    first, chosen = studies[0], wanted(studies, only)
     check(studies)
     waiting = deque(t for t in chosen if not first.is_complete(t))
-    logger.info("%d of %d trainings to do, %d at a time; in %s", len(waiting), len(everything), slots.count,
+    logger.info("%d of %d trainings to do, %d at a time; in %s", len(waiting), len(wanted(studies)), slots.count,
                 first.output)  # fmt: skip
     pool = _Pool(first, slots, [str(Path(folder).resolve()) for folder in projects], waiting)
     files = write_all_tables(studies)
@@ -164,8 +164,7 @@ def run_sweeps(
             pool.stop()
             raise
     logger.info("tables: %s", ", ".join(map(str, files)))
-    failed = {t.digest for t in everything if (record := first.record(t)) is not None and not record.has_ended}
-    return len(failed.union(t.digest for t in chosen if not first.is_complete(t)))
+    return sum(not first.is_complete(training) for training in chosen)
 
 
 def check(studies: Sequence[Study]) -> None:
@@ -205,7 +204,7 @@ class _Pool:
     def __init__(self, study: Study, slots: Slots, projects: list[str], to_do: Collection[Training]) -> None:
         self.study, self.slots, self.projects, self.total = study, slots, projects, len(to_do)
         self.active: list[tuple[Training, Started | None, float]] = []
-        self._trained = [0, 0.0]  # iterations of whole trainings, and the seconds that these took
+        self._trained = [0, 0.0]  # iterations of what ended here, and the seconds that they took
         self._from = {t.digest: t.iteration() for t in to_do}  # the iteration that each starts at here
 
     def start_from(self, waiting: deque[Training]) -> None:
@@ -248,8 +247,9 @@ class _Pool:
                 waiting.append(training)
             else:
                 self._note(training, how)
-                if started is not None and not self._from[training.digest]:
-                    self._trained[0] += training.iterations
+                taken = training.iteration() - self._from[training.digest]
+                if started is not None and taken > 0:
+                    self._trained[0] += taken
                     self._trained[1] += time.monotonic() - since
         return len(self.active) < len(before)
 
@@ -266,7 +266,7 @@ class _Pool:
         level = logger.info if record.status == "finished" and not is_unmeasured else logger.warning
         ap = record.measure("AP")
         end = f", AP {ap:.1f}" if ap is not None else ""
-        end += f"; its time of inference was not measured: {how}" if is_unmeasured else ""
+        end += "; its time of inference was not measured" if is_unmeasured else ""
         end += f"; see {training.folder / OUTPUT}" if record.status == "failed" or is_unmeasured else ""
         level("%s: %s%s", training.name, record.state, end)
 
@@ -279,13 +279,13 @@ class _Pool:
 
     def _left(self, waiting: Collection[Training], reached: Mapping[str, int]) -> float:
         """Return the seconds to the end, by what an iteration takes, evaluation included."""
-        active = [t.iterations - reached[t.digest] for t, _, _ in self.active]
-        queued = sum(t.iterations - self._from[t.digest] for t in waiting)
-        iterations = max([(queued + sum(active)) / self.slots.count, *active])
+        each = [t.iterations - reached[t.digest] for t, _, _ in self.active]
+        each += [t.iterations - self._from[t.digest] for t in waiting]
+        iterations = max([sum(each) / self.slots.count, *each])
         return iterations * self._pace(reached) if iterations else 0.0
 
     def _pace(self, reached: Mapping[str, int]) -> float:
-        """Return the seconds of an iteration by whole trainings of this call, or by those begun; infinity by none."""
+        """Return the seconds of an iteration by the trainings that ended here, or those begun; infinity by none."""
         if self._trained[0]:
             return self._trained[1] / self._trained[0]
         now = time.monotonic()
@@ -305,21 +305,22 @@ class _Pool:
 def _named(sweep: Sweep, run: Run) -> Iterator[None]:
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(f"{sweep.file}: run '{run.name}': {error}") from error
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{sweep.file}: run '{run.name}': {error}") from error
 
 
 def plan_table(studies: Sequence[Study], only: Sequence[str] = ()) -> str:
     """Return what sweeps would do, as text: every training, the keys that it sets, and its state.
 
-    What several sweeps hold is listed by each; it is trained once.
+    What several sweeps hold is listed by each; it is done once.
     """
     listed_by = {t.digest: "" for t in wanted(studies, only)}
     texts = []
     for study in studies:
         head = f"{study.sweep.name}: " if len(studies) > 1 else ""
         texts.append(head + _plan_of(study, listed_by))
-        listed_by.update((t.digest, study.sweep.name) for t in study.trainings if listed_by.get(t.digest) == "")
+        open_here = [t.digest for t in study.trainings if not study.is_complete(t)]
+        listed_by.update((digest, study.sweep.name) for digest in open_here if listed_by.get(digest) == "")
     return "\n\n".join(texts)
 
 
@@ -332,13 +333,19 @@ def _plan_of(study: Study, listed_by: Mapping[str, str]) -> str:
         record = study.record(t)
         begun = t.iteration()
         state = record.state if record else f"at iteration {begun}" if begun else "new"
-        does = "trains" if record is None or not record.has_ended else "measures ms"
-        does = "" if study.is_complete(t) else f"as in {listed_by[t.digest]}" if listed_by[t.digest] else does
+        does = f"as in {listed_by[t.digest]}" if listed_by[t.digest] else _what_is_left(t, record)
+        does = "" if study.is_complete(t) else does
         own = " ".join(_assignments(t.run.overrides[study.sweep.num_shared :]))
         rows.append([t.run.name, t.seed, t.iterations, state, does, t.digest, own])
     head = ["run", "seed", "iterations", "state", "", "record", "sets"]
     table = tabulate(rows, head, tablefmt="simple", disable_numparse=True)
     return f"all runs set: {' '.join(_assignments(shared)) or 'nothing'}\n{table}"
+
+
+def _what_is_left(training: Training, record: Record | None) -> str:
+    if record is None or not record.has_ended:
+        return "trains"
+    return "measures ms" if final_checkpoint(training.folder).is_file() else "no checkpoint to time"
 
 
 def _assignments(overrides: Sequence[tuple[str, Any]]) -> list[str]:

@@ -39,21 +39,15 @@ def write_tables(sweep: Sweep, records: Found, folder: Path) -> list[Path]:
 
 
 def outcomes_of(sweep: Sweep, records: Found) -> dict[str, Outcome]:
-    """Return what claims are judged by, for every run; a failed training, or one not done, is missing."""
+    """Return what claims are judged by, for every run; a failed training, or one not done or without AP, is missing."""
     return {run.name: _outcome([records[run.name, seed] for seed in sweep.seeds]) for run in sweep.runs}
 
 
 def _outcome(records: Sequence[Record | None]) -> Outcome:
     ended = _ended(records)
-    return Outcome(
-        tuple(_ap(record) for record in ended),
-        num_diverged=sum(record.status == "diverged" for record in ended),
-        num_missing=len(records) - len(ended),
-    )
-
-
-def _ap(record: Record) -> float:
-    return 0.0 if record.status == "diverged" else record.measure("AP") or 0.0
+    aps = [0.0 if record.status == "diverged" else record.measure("AP") for record in ended]
+    known = tuple(ap for ap in aps if ap is not None)
+    return Outcome(known, sum(record.status == "diverged" for record in ended), num_missing=len(records) - len(known))
 
 
 def markdown(sweep: Sweep, records: Found, verdicts: Sequence[Verdict]) -> str:
@@ -184,9 +178,10 @@ def _legend(sweep: Sweep, records: Found) -> str:
         source = "with one seed it is not known, and no difference is decided"
     return (
         "A deviation is that of the difference of two single runs over seeds, by the larger of a run's own and the "
-        f"pooled one; {source}. A claim holds or fails beyond its margin (2 deviations unless it says otherwise): two "
-        "runs of one seed each would be told apart. Standard errors are of the difference of the means. The "
-        "table's means are over the seeds that finished; for a claim a run that diverged has AP 0."
+        f"pooled one; {source}. A claim holds or fails beyond its margin (2 deviations unless it says otherwise): "
+        "would two single runs be told apart? Standard errors divide the deviations by the roots of the numbers of "
+        "seeds: do the means differ? The table's means are over the seeds that finished; for a claim a run that "
+        "diverged has AP 0."
     )
 
 

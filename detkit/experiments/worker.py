@@ -1,4 +1,4 @@
-"""One run of a sweep in a process of its own: train, or go on where it stopped, and leave a record.
+"""One run of a sweep in a process of its own: train, or go on where it stopped, time it, and leave a record.
 
 `python -m detkit.experiments.worker JOB.json`, under torchrun for several devices. The sweep starts it; by hand it
 shows the whole log of a run that failed.
@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,29 +85,45 @@ def is_busy(folder: Path) -> bool:
         return True
 
 
-def run_job(path: Path) -> Record:
-    """Train the run that a job file describes, write its record and return it. Raises BusyError."""
+def final_checkpoint(folder: Path) -> Path:
+    """Return where the last checkpoint of a run is, by which it can be timed when it has ended."""
+    return folder / CHECKPOINTS / FINAL
+
+
+def run_job(path: Path) -> tuple[Record, bool]:
+    """Do what a job file describes, train a run or time what is trained, and write its record.
+
+    Returns the record, and whether nothing is left to do. What a record of an end says of the training stays as it is,
+    whatever becomes of the timing. Raises BusyError.
+    """
     job = json.loads(path.read_text(encoding="utf-8"))
     records, digest, folder = Records(job["records"]), job["digest"], path.parent
     with process_group(), held(folder) if is_main() else contextlib.nullcontext():
-        known = records.get(digest)
-        is_open = broadcast_text(str(known is None or not known.is_complete(job["has_latency"])))  # by the main rank
-        if is_open != "True":
-            return records.get(digest) or Record("failed", reason="its record vanished")
-        if is_main() and known is not None and not known.has_ended:
-            records.drop(digest)  # of a failure: what comes of it this time is another
-        record = _outcome(job, folder)
-        has_known_end = known is not None and known.has_ended  # which a failure to measure its latency leaves as it is
-        if is_main() and (record.has_ended or not has_known_end):
-            records.put(digest, record)
-            if record.has_ended:
-                _drop_what_only_resuming_needs(folder / CHECKPOINTS)
-        return record
+        record = _as_main_knows(records.get(digest) if is_main() else None)
+        if record is None or not record.has_ended:
+            if is_main():
+                records.drop(digest)  # of a failure: what comes of it this time is another
+            record = _trained(job, folder)
+            if is_main():
+                records.put(digest, record)
+                if record.has_ended:
+                    _drop_what_only_resuming_needs(folder / CHECKPOINTS)
+        if not record.is_complete(job["has_latency"]) and record.has_ended:
+            record = _as_main_knows(_timed(record, job, folder) if is_main() else None) or record
+            if is_main():
+                records.put(digest, record)
+        return record, record.is_complete(job["has_latency"])
 
 
-def _outcome(job: Mapping[str, Any], folder: Path) -> Record:
+def _as_main_knows(record: Record | None) -> Record | None:
+    """Return the main rank's record on every rank."""
+    text = broadcast_text(json.dumps(None if record is None else vars(record)))
+    content = json.loads(text)
+    return None if content is None else Record(**content)
+
+
+def _trained(job: Mapping[str, Any], folder: Path) -> Record:
     about = {**job["about"], **_about_machine(), "ended": time.strftime("%Y-%m-%d")}
-    latency = None
     try:
         import_projects(job["projects"])
         cfg = get_cfg()
@@ -114,15 +131,28 @@ def _outcome(job: Mapping[str, Any], folder: Path) -> Record:
         cfg.OUTPUT_DIR = str(folder)
         about["precision"] = precision_name(autocast_dtype(cfg.PRECISION, select_device(cfg.DEVICE)))
         results = _known_results(folder) or train(cfg, resume=True)
-        if job["has_latency"] and is_main():
-            latency = round(milliseconds_per_picture(folder / CHECKPOINTS / FINAL), 3)
     except NonFiniteLossError as error:
         return Record("diverged", {}, error.iteration, _seconds(folder), None, _line(error), about)
     except Exception as error:  # whatever it is, the other runs go on, and the table says it
         traceback.print_exc()
         return Record("failed", reason=f"{type(error).__name__}: {_line(error)}", about=about)
     rows = read_json_lines(folder / TIMING)
-    return Record("finished", results, rows[-1]["iteration"] if rows else 0, _seconds(folder), latency, "", about)
+    return Record("finished", results, rows[-1]["iteration"] if rows else 0, _seconds(folder), None, "", about)
+
+
+def _timed(record: Record, job: Mapping[str, Any], folder: Path) -> Record:
+    """Return the record of a finished run with its time of inference; without it, where that cannot be measured."""
+    checkpoint = final_checkpoint(folder)
+    try:
+        import_projects(job["projects"])
+        if not checkpoint.is_file():
+            raise FileNotFoundError(f"{checkpoint} is gone; delete the record, and the run is trained again")
+        milliseconds = round(milliseconds_per_picture(checkpoint), 3)
+    except Exception:  # the other runs go on; this one's output says it
+        traceback.print_exc()
+        return record
+    on = {name: value for name, value in _about_machine().items() if name != "processes"}
+    return replace(record, latency_ms=milliseconds, about={**record.about, "latency_on": on})
 
 
 def _known_results(folder: Path) -> dict[str, Any]:
@@ -156,11 +186,11 @@ def _drop_what_only_resuming_needs(checkpoints: Path) -> None:
 
 
 def main(path: Path) -> int:
-    """Train a job and return the exit status: 0, 1 where it failed, BUSY where another process holds it."""
+    """Do a job and return the exit status: 0, 1 where something is left to do, BUSY where another process holds it."""
     if hasattr(signal, "SIGUSR2"):  # SLURM sends to every process of a job what is for submitit alone
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
-        return int(not run_job(path).has_ended)
+        return int(not run_job(path)[1])
     except BusyError as error:
         print(error)
         return BUSY

@@ -30,6 +30,20 @@ def test_each_kind_by_hand(wrong, raised, make_index, make_found):
     assert errors["AP50"] == pytest.approx(75)  # of the wrong one's class half, of the other all
     for name in ("no_wrong_class", "no_wrong_place", "no_background"):
         assert errors[name] == pytest.approx(100 if name == raised else 75)
+    # Without classes both objects are found; the wrong one of a better score goes where it lies on an object.
+    assert errors["any_class"] == pytest.approx(100 if wrong[2] == B else 200 / 3, abs=1)
+
+
+def test_kinds_are_of_the_boxes_that_are_measured(make_index, make_found):
+    index = make_index([[(CAT, A)]], class_names=("cat",), category_ids=(1,))
+    errors = errors_of(index, [make_found((CAT, 0.9, [0, 0, 100, 49.9996]))])  # rounded to 50, IoU 0.5
+    assert errors == dict.fromkeys(errors, pytest.approx(100))
+
+
+def test_a_crowd_of_another_class_is_a_wrong_class(make_index, make_found):
+    index = make_index([[(DOG, A, True), (CAT, B), (DOG, FAR)]])
+    errors = errors_of(index, [make_found((CAT, 0.9, [10, 10, 30, 30]), (CAT, 0.8, B), (DOG, 0.7, FAR))])
+    assert (errors["AP50"], errors["no_wrong_class"]) == (pytest.approx(75), pytest.approx(100))
 
 
 def test_a_second_detection_of_an_object_is_no_wrong_class_place_or_background(make_index, make_found):

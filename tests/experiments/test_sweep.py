@@ -42,11 +42,11 @@ class HereSlots:
     loader_workers = None
 
     def start(self, job):
-        run_job(job)
+        self.how = "" if run_job(job)[1] else "ended with status 1"
         return self
 
     def ended(self):
-        return ""
+        return self.how
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_one_run_that_fails_or_diverges_does_not_stop_the_rest(sweep_file, folde
     table = (output / "sweep.md").read_text()
     assert f"diverged at iteration {states['diverges']['iterations']}" in table
     assert "failed: " in table
-    assert "runs that failed: 1;" in capsys.readouterr().err
+    assert "runs that failed, were stopped or could not be timed: 1;" in capsys.readouterr().err
 
     before = records_of(output)  # what failed is tried again, and nothing else
     assert sweep([str(path), "--output", str(output)]) == 1
@@ -216,10 +216,10 @@ def test_the_time_that_is_left_counts_iterations(sweep_file, folder, monkeypatch
     assert line() == "?"  # nothing has shown how fast it is
     (study.trainings[0].folder / "timing.jsonl").write_text('{"iteration": 5, "seconds_per_iteration": 1}\n')
     now[0] = 10.0
-    assert line() == format_duration(95 / 2 * 2.0)  # two seconds an iteration; 95 of them, in two slots
-    study.records.put(study.trainings[0].digest, Record("finished", {"box": {"AP": 1.0}}, 10))
-    held[0].how, now[0] = "", 30.0
-    assert line() == format_duration(70 * 3.0)  # by the one that ended; the longest decides
+    assert line() == format_duration(70 * 2.0)  # two seconds an iteration; the longest, which waits, decides
+    study.records.put(study.trainings[0].digest, Record("failed"))
+    held[0].how, now[0] = "it failed", 30.0
+    assert line() == format_duration(70 * 6.0)  # five iterations in the thirty seconds to its end
 
 
 def test_several_sweeps_are_checked_before_the_first_run(sweep_file, folder, capsys):
@@ -241,27 +241,42 @@ def test_the_time_of_inference_is_measured_where_a_sweep_says_so_also_of_what_is
     sweep_file, folder, here, monkeypatch, capsys
 ):
     plain, timed = sweep_file(ONE, "plain.yaml"), sweep_file(f"LATENCY: true\n{ONE}", "timed.yaml")
-    assert sweep([str(plain), "--output", "out"]) == 0
-    (before,) = map(json.loads, records_of(folder / "out").values())
-    assert sweep([str(timed), "--output", "out", "--dry-run"]) == 0
-    assert "measures ms" in capsys.readouterr().out
+    both = [str(plain), str(timed), "--output", "out"]
+
+    def record():
+        (text,) = records_of(folder / "out").values()
+        return json.loads(text)
 
     with monkeypatch.context() as patch:
         patch.setattr("detkit.experiments.worker.milliseconds_per_picture", lambda _: 1 / 0)
         assert sweep([str(timed), "--output", "out"]) == 1  # what was trained is not lost by it
-    assert "its time of inference was not measured" in capsys.readouterr().out
-    assert [json.loads(text) for text in records_of(folder / "out").values()] == [before]
+    before = record()
+    assert (before["status"], before["latency_ms"]) == ("finished", None)
+    printed = capsys.readouterr()
+    assert "its time of inference was not measured; see" in printed.out
+    assert "could not be timed: 1;" in printed.err
+    assert sweep([*both, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("measures ms") == 1
 
     with monkeypatch.context() as patch:
         patch.setattr("detkit.experiments.worker.train", lambda *_, **__: pytest.fail("trained again"))
-        assert sweep([str(plain), str(timed), "--output", "out"]) == 0
-    (record,) = map(json.loads, records_of(folder / "out").values())
+        final = next((folder / "out").glob("work/*/checkpoints/model_final.pth"))
+        final.rename(folder / "elsewhere.pth")
+        assert sweep([*both, "--dry-run"]) == 0
+        assert "no checkpoint to time" in capsys.readouterr().out
+        assert sweep(both) == 1
+        assert record() == before
+        assert "is gone; delete the record" in capsys.readouterr().err
+        (folder / "elsewhere.pth").rename(final)
+        assert sweep(both) == 0
+    after = record()
     (row,) = csv.DictReader((folder / "out" / "timed.csv").open())
-    assert record["latency_ms"] > 0
-    assert {**record, "latency_ms": None, "about": before["about"]} == before
-    assert record["about"]["precision"] in ("bf16", "fp32")
-    assert float(row["ms"]) == pytest.approx(record["latency_ms"], rel=1e-3)
-    assert sweep([str(plain), str(timed), "--output", "out"]) == 0
+    assert after["latency_ms"] > 0
+    assert after["about"].pop("latency_on")["torch"] == before["about"]["torch"]
+    assert {**after, "latency_ms": None} == before
+    assert before["about"]["precision"] in ("bf16", "fp32")
+    assert float(row["ms"]) == pytest.approx(after["latency_ms"], rel=1e-3)
+    assert sweep(both) == 0
     assert "0 of 1 trainings to do" in capsys.readouterr().out
 
 
