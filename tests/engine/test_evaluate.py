@@ -2,6 +2,7 @@ import torch
 from torch import nn
 
 from detkit.engine import TestSets
+from detkit.evaluation import flat_metrics, results_table
 from detkit.structures import Detections
 
 CLASSES = ("circle", "square", "triangle")  # of the easy shapes
@@ -47,3 +48,12 @@ def test_no_more_than_num_images_are_kept(config):
 
 def test_evaluation_of_an_oracle_is_perfect(config):
     assert evaluate(config(), blind={})[0].results["bbox"]["AP"] == 100
+
+
+def test_several_evaluators_write_their_tasks_side_by_side(config):
+    cfg = config("TEST.EVALUATORS.NAMES", ("ErrorKinds", "CocoEvaluator"))
+    results = evaluate(cfg, blind={})[0].results
+    assert set(results) == {"errors", "bbox"}
+    assert set(results["errors"].values()) == {100}
+    assert flat_metrics(results)["errors/no_background"] == 100
+    assert "no_wrong_class" in results_table(results)

@@ -77,6 +77,7 @@ def test_a_damaged_record_is_named_with_the_way_out(tmp_path, text):
 def test_states():
     assert Record("diverged", iterations=37).state == "diverged at iteration 37"
     assert Record("failed", reason="no memory").state == "failed: no memory"
+    assert Record("finished", {"errors": {"AP50": 3.0}, "bbox": {"AP": 2.0}}).measure("AP") == 2.0
     assert Record("diverged").measure("AP") is None
 
 
