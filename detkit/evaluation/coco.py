@@ -147,7 +147,7 @@ class CocoEvaluator:
     def records(self, category_of: Sequence[int]) -> list[dict[str, Any]]:
         """Return the gathered detections in COCO's result format, in their order, with ids for the classes."""
         _, table = self.gather()
-        boxes = np.concatenate([table[:, 1:3], table[:, 3:5] - table[:, 1:3]], 1).round(BOX_DECIMALS).tolist()
+        boxes = xywh(table[:, 1:5]).round(BOX_DECIMALS).tolist()
         scores = table[:, 5].round(SCORE_DECIMALS).tolist()
         image_ids = self._index.image_ids[table[:, 0].astype(np.int64)].tolist()
         classes = table[:, 6].astype(np.int64).tolist()
@@ -161,11 +161,10 @@ class CocoEvaluator:
         index = self._index
         image_of = np.repeat(index.image_ids, np.diff(index.box_offsets))
         seen = np.isin(image_of, index.image_ids[rows])
-        boxes = index.boxes[seen].astype(np.float64)
         columns = [
             image_of[seen].tolist(),
             index.classes[seen].tolist(),
-            np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist(),
+            xywh(index.boxes[seen]).tolist(),
             index.areas[seen].tolist(),
             index.is_crowd[seen].astype(int).tolist(),
         ]
@@ -175,6 +174,12 @@ class CocoEvaluator:
             "categories": [{"id": k} for k in range(len(index.class_names))],
             "annotations": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
         }
+
+
+def xywh(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes [n, 4] xyxy, n from 0, as pycocotools has them: x, y, width and height in float64."""
+    corners = boxes.astype(np.float64)
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
 
 
 def precision_by_pycocotools(

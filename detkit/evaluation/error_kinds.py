@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from detkit.distributed import is_main
-from detkit.evaluation.coco import CocoEvaluator, GroundTruth, points, precision_by_pycocotools
+from detkit.evaluation.coco import CocoEvaluator, GroundTruth, points, precision_by_pycocotools, xywh
 from detkit.ops import nms
 from detkit.registry import EVALUATORS
 from detkit.structures import Detections
@@ -37,7 +37,7 @@ class ErrorKinds:
     """
 
     def __init__(self, index: GroundTruth, class_names: Sequence[str], *, max_detections: int = 100) -> None:
-        self._coco = CocoEvaluator(index, class_names, max_detections=max_detections)
+        self._coco = CocoEvaluator(index, class_names)  # gathers; nothing is cut there
         self._index, self._max_detections = index, max_detections
 
     def process(self, detections: list[Detections], rows: list[int]) -> None:
@@ -85,9 +85,7 @@ def _kinds_of_picture(
 
     if not len(boxes_G4):
         return ["background"] * len(xywh_D4)
-    corners = boxes_G4.astype(np.float64)
-    xywh_G4 = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
-    iou_DG = iou(xywh_D4, xywh_G4, is_crowd_G.astype(np.uint8).tolist())
+    iou_DG = iou(xywh_D4, xywh(boxes_G4), is_crowd_G.astype(np.uint8).tolist())
     own_D, any_D = (iou_DG * (labels_D[:, None] == classes_G)).max(1), iou_DG.max(1)
     places = np.select([own_D >= _IOU, any_D >= _IOU, any_D >= _NEAR_IOU], [0, 1, 2], 3)
     return [_KINDS[place] for place in places]
