@@ -44,6 +44,28 @@ def all_reduce_mean(value: Tensor) -> Tensor:
     return total / world_size()
 
 
+class Vote:
+    """A question to all ranks, asked once a step, whose answer is that of the step before: nobody waits for it."""
+
+    def __init__(self) -> None:
+        self._count = torch.zeros(())  # on the CPU, so that no device is waited for either
+        self._work: dist.Work | None = None
+
+    def any_said_yes(self, yes: bool) -> bool:
+        """Say yes or no for this step; return, equal on every rank, whether any said yes at the last one.
+
+        In a single process the answer is that of this step.
+        """
+        if not is_distributed():
+            return yes
+        if self._work is not None:
+            self._work.wait()
+        answer = bool(self._count > 0)
+        self._count = torch.tensor(float(yes))
+        self._work = dist.all_reduce(self._count, async_op=True)
+        return answer
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Return the rows [m, ...] of all ranks, in the order of ranks; the counts may differ. No pickle on the wire."""
     if not is_distributed():

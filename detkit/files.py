@@ -7,25 +7,62 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file through a temporary one beside it: fsync, rename, fsync the folder. Nothing is left on failure."""
+    """Write a file through a temporary one beside it: fsync, rename, fsync the folder. Nothing is left on failure.
+
+    A full disk, or a folder that cannot be written, is an OSError that names the file.
+    """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
+        file = _KeepingErrors(os.fdopen(handle, "wb"))
+        with file:
+            write(file)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if file.error is not None:
+            raise OSError(file.error.errno, file.error.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
+
+
+class _KeepingErrors:
+    """An open file that remembers the error of the disk: some writers, torch's among them, make another one of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        return self._noting(lambda: self._file.write(data))
+
+    def flush(self) -> None:
+        self._noting(self._file.flush)
+
+    def _noting(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except OSError as error:
+            self.error = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> _KeepingErrors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError) if self.error is not None else contextlib.nullcontext():
+            self._file.close()
 
 
 def write_text_atomically(path: Path | str, text: str) -> None:

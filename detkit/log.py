@@ -177,7 +177,12 @@ class JsonLines:
             line = json.dumps(dict(row), allow_nan=False)
         except ValueError as error:
             raise ValueError(f"{self.path}: JSON cannot hold the row {dict(row)} ({error}); use None") from error
-        self._file.write(line.encode() + b"\n")
+        rest = line.encode() + b"\n"
+        try:
+            while rest:  # a disk that fills up takes a part
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:
         """Return when everything written is on the disk."""

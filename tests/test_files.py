@@ -1,10 +1,14 @@
 """Files that are whole or absent."""
 
+import errno
 import multiprocessing
 import os
+import resource
 import signal
 
+import numpy as np
 import pytest
+import torch
 
 from detkit.files import (
     datasets_folder,
@@ -127,3 +131,21 @@ def test_a_lock_follows_no_link_and_leaves_the_content(tmp_path):
 def test_a_lock_without_a_folder_is_an_error_of_the_system(tmp_path):
     with pytest.raises(FileNotFoundError), locked(tmp_path / "none" / "lock"):
         pass
+
+
+@pytest.mark.parametrize("write", [
+    lambda file: torch.save(torch.zeros(100_000), file),
+    lambda file: np.savez(file, a=np.zeros(100_000)),
+    lambda file: file.write(bytes(400_000)),
+])  # fmt: skip
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path, write):
+    """Files may not grow beyond a limit here: torch makes a RuntimeError of what the system says."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"whole\.bin") as error:
+            write_atomically(tmp_path / "whole.bin", write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())

@@ -1,8 +1,8 @@
 """Reading and writing weights and the state of a run."""
 
-from detkit.checkpoint.checkpointer import FINAL, Checkpointer
+from detkit.checkpoint.checkpointer import FINAL, Checkpointer, refuse_unreadable
 from detkit.checkpoint.download import local_file
-from detkit.checkpoint.errors import CheckpointError
+from detkit.checkpoint.errors import CheckpointError, NonFiniteWeightsError
 from detkit.checkpoint.expectations import about_weights
 from detkit.checkpoint.reading import load_file
 from detkit.checkpoint.report import LoadReport
@@ -13,9 +13,11 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "LoadReport",
+    "NonFiniteWeightsError",
     "about_weights",
     "apply_weights",
     "load_file",
     "load_weights",
     "local_file",
+    "refuse_unreadable",
 ]

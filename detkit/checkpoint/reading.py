@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 from detkit.checkpoint import torch_file
 from detkit.checkpoint.arrays import ARRAY_CALLS, PickledArray
 from detkit.checkpoint.data_pickle import BoundedFile, UnsafePickleError, read_pickle
-from detkit.checkpoint.errors import CheckpointError
+from detkit.checkpoint.errors import CheckpointError, DamagedFileError
 
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of torch_file.LEGACY_MAGIC
@@ -36,8 +37,8 @@ def load_file(path: Path | str) -> dict[str, Any]:
     """Read a file of weights: torch.save's, a pickle of NumPy arrays, or safetensors.
 
     Returns what it holds: tensors by name, on the CPU, at the top or below "model", "state_dict" or "blobs"; arrays
-    have become tensors. Raises CheckpointError naming the file and the reason: missing, cut off, a byte changed, of
-    another kind, or holding anything but data. Code in a file is never run.
+    have become tensors. Raises CheckpointError naming the file and the reason: missing or unreadable now; or, as a
+    DamagedFileError: cut off, a byte changed, of another kind, holding anything but data. Code in a file is never run.
     """
     path = Path(path)
     with _opened(path) as file:
@@ -45,14 +46,16 @@ def load_file(path: Path | str) -> dict[str, Any]:
         try:
             content = _read(file, size)
         except UnsafePickleError as error:
-            raise CheckpointError(f"{path}: cannot be read as a file of weights: {error}") from error
+            raise DamagedFileError(f"{path}: cannot be read as a file of weights: {error}") from error
         except Exception as error:  # zipfile, torch and safetensors raise many kinds for a damaged file
             reason = str(error).split("\n")[0][:200]
-            raise CheckpointError(
+            # An error of the disk or of memory says nothing of the file; a seek that a wrong length asked for does.
+            of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL)
+            raise (CheckpointError if of_system else DamagedFileError)(
                 f"{path}: cannot be read as a file of weights ({type(error).__name__}: {reason})"
             ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not tensors by name")
+        raise DamagedFileError(f"{path}: holds a {type(content).__name__}, not tensors by name")
     return content
 
 

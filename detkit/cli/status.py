@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
+
+_OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
+_LESS_MEMORY = "Use less: a smaller SOLVER.IMS_PER_BATCH or TEST.IMS_PER_BATCH, smaller pictures, or PRECISION bf16."
 
 
 def status_of(work: Callable[[], int | None], *, also: tuple[type[Exception], ...] = ()) -> int:
     """Do a command's work, and return its status, 0 where it returns none.
 
-    An error that is the user's to mend (config, data, weights, memory; of the command, `also`) is one message on
-    standard error and status 2; one of the program is a traceback.
+    An error that is the user's to mend (config, data, weights, memory, a disk that is full or cannot be written; of the
+    command, `also`) is one message on standard error and status 2; one of the program is a traceback.
     """
+    import torch
+
     from detkit.checkpoint import CheckpointError
     from detkit.config import ConfigError
     from detkit.data import DataError, WorkerKilledError
     from detkit.engine import NonFiniteLossError
+    from detkit.engine.run_folder import BusyError
     from detkit.experiments.figures import FigureError
     from detkit.ops.math import BuildError
     from detkit.registry import UnknownComponentError
 
     users: tuple[type[Exception], ...] = (
         BuildError,
+        BusyError,
         CheckpointError,
         ConfigError,
         DataError,
@@ -34,4 +42,10 @@ def status_of(work: Callable[[], int | None], *, also: tuple[type[Exception], ..
         return work() or 0
     except (*users, *also) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"error: {error}\n{_LESS_MEMORY}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in _OF_DISK or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+    return 2

@@ -2,10 +2,10 @@
 
 Policies, each counted in the report:
 
-- A box with a coordinate that is not a finite number, without an area, or wholly outside of its picture is dropped;
-  one that hangs over the border is clipped.
-- A box that repeats another one of the same picture, class and kind is kept for evaluation (as COCO does), noted, and
-  left out of training by `ImageIndex.for_training`, which also leaves out crowd regions and difficult objects.
+- A box with a coordinate that is not a finite number is dropped.
+- Evaluation gets every other box as it is, for the AP that others measure on the same files (COCO's own tools judge
+  none). `ImageIndex.for_training` clips what hangs over the border, and leaves out boxes without an area or wholly
+  outside of the picture, repeats of another box of the same picture, class and kind, crowd regions, difficult objects.
 - A picture whose size the annotations do not say is measured; another size than the picture's is an error, for all
   pictures at once, at the start.
 - A picture of an unusual kind is converted and counted (`scan`, `image_io`); one that cannot be read is an error.
@@ -34,9 +34,7 @@ from detkit.data.mistakes import box_text, first_share, names_of_two_cases, repe
 from detkit.data.report import ReadReport
 from detkit.data.scan import Scan, scan_pictures
 
-MIN_SIDE = 1e-3  # pixels; less is an artefact of somebody's arithmetic, not an object
 _LARGEST_AREA = 1e18  # square pixels; more is no area, and would not fit into float32
-_VISIBLE_OVERHANG = 0.1  # pixels; files round their coordinates, which is not worth a count
 
 
 @dataclass
@@ -121,7 +119,7 @@ def assemble(
     given = _in_pixels(found, scan.sizes_hw)
     report = report.with_notes(*swapped_corners(given.boxes), *names_of_two_cases(class_names))
     index = _packed(given, scan.sizes_hw, root, class_names, category_ids, report)
-    return _with_repeats_noted(_judged(index, given.boxes))
+    return _judged(index)
 
 
 def _located(found: Found, root: str, report: ReadReport) -> tuple[Found, ReadReport]:
@@ -202,10 +200,10 @@ def _packed(
     category_ids: tuple[int, ...],
     report: ReadReport,
 ) -> ImageIndex:
-    """Return the index of boxes in pixels and in the order of pictures: clipped, not judged."""
+    """Return the index of boxes in pixels and in the order of pictures, not judged."""
     with np.errstate(invalid="ignore", over="ignore"):
-        clipped = _clipped(found.boxes, sizes_hw[found.box_rows])
-        areas = _areas(clipped, found.areas)
+        boxes = found.boxes.astype(np.float32)
+        areas = _areas(found.boxes, found.areas).astype(np.float32)
     name_bytes, name_offsets = packed_names(found.names)
     counts = np.bincount(found.box_rows, minlength=len(sizes_hw))
     return ImageIndex(
@@ -217,38 +215,32 @@ def _packed(
         image_ids=found.image_ids,
         sizes_hw=sizes_hw.astype(np.int32),
         box_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=clipped.astype(np.float32),
+        boxes=boxes,
         classes=found.classes.astype(np.int32),
         is_crowd=found.is_crowd,
-        areas=areas.astype(np.float32),
+        areas=areas,
         annotation_ids=found.annotation_ids,
         report=report,
     )
 
 
-def _judged(index: ImageIndex, given: NDArray[np.float64]) -> ImageIndex:
-    """Drop the boxes that cannot be used, by how they were given (float64 [B, 4]) and what clipping left of them."""
-    finite = _all(np.isfinite(given))
-    with np.errstate(invalid="ignore", over="ignore"):
-        positive = _all(given[:, 2:] - given[:, :2] > MIN_SIDE)
-        inside = _all(index.boxes[:, 2:] - index.boxes[:, :2] > MIN_SIDE)
-        still = _all(np.abs(given - index.boxes) <= _VISIBLE_OVERHANG)
-    reasons = {
-        "with a coordinate that is not a finite number": ~finite,
-        "without an area": finite & ~positive,
-        "wholly outside of the picture": finite & positive & ~inside,
+def _judged(index: ImageIndex) -> ImageIndex:
+    """Drop the boxes that are no boxes, and note what evaluation keeps and training does not."""
+    index = index.without_boxes(~_all(np.isfinite(index.boxes)), "with a coordinate that is not a finite number")
+    unusable = sum(int(mask.sum()) for mask in index.unusable_boxes().values())
+    notes = {
+        "boxes without an area, or wholly outside of the picture": unusable,
+        "boxes that repeat another one": int(index.repeated_boxes().sum()),
     }
-    clipped = finite & positive & inside & ~still
-    repair = "boxes over the border, clipped to the picture"
-    report = index.report.with_fixed(repair, int(clipped.sum()), index.names_of_boxes(clipped))
-    return replace(index, report=report).without_boxes_by(reasons)
+    texts = [f"{what}: {count}, kept for evaluation, left out of training" for what, count in notes.items() if count]
+    return replace(index, report=index.report.with_notes(*texts))
 
 
 def _areas(boxes: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the given areas where there are any, else those of the boxes, [B]."""
     sides = boxes[:, 2:] - boxes[:, :2]
     usable = (given >= 0) & (given < _LARGEST_AREA)
-    return np.where(usable, given, sides[:, 0] * sides[:, 1])
+    return np.where(usable, given, np.clip(sides[:, 0] * sides[:, 1], 0, _LARGEST_AREA))
 
 
 def _all(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -285,16 +277,3 @@ def _wrong_sizes_text(found: Found, scan: Scan, wrong: NDArray[np.int64], root: 
 
 def _size(size_hw: Sequence[int] | NDArray[np.int64]) -> str:
     return f"{size_hw[1]} x {size_hw[0]}"
-
-
-def _with_repeats_noted(index: ImageIndex) -> ImageIndex:
-    repeats = int(index.repeated_boxes().sum())
-    if not repeats:
-        return index
-    note = f"boxes that repeat another one: {repeats}, kept for evaluation, left out of training"
-    return replace(index, report=index.report.with_notes(note))
-
-
-def _clipped(boxes: NDArray[np.float64], sizes_hw: NDArray[np.int64]) -> NDArray[np.float64]:
-    limits = sizes_hw[:, [1, 0, 1, 0]].astype(np.float64)
-    return np.minimum(np.maximum(boxes, 0), limits)

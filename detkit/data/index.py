@@ -5,6 +5,7 @@ I pictures, B boxes, K classes. The boxes of picture i are rows `box_offsets[i]:
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,8 @@ class ImageIndex:
         image_ids: int64 [I], unique.
         sizes_hw: int32 [I, 2], height and width of each picture, upright (EXIF orientation applied).
         box_offsets: int64 [I + 1].
-        boxes: float32 [B, 4], xyxy in pixels of the picture, inside it, each with an area.
+        boxes: float32 [B, 4], xyxy in pixels of the picture, finite; of an index `for_training` inside it, each with an
+            area.
         classes: int32 [B] in 0..K-1.
         is_crowd: bool [B], true for a region of many objects (COCO's crowd) and for an object marked as difficult
             (VOC), which only evaluation uses: detections there count neither for nor against.
@@ -162,12 +164,28 @@ class ImageIndex:
         repeated[np.delete(rows, first)] = True
         return repeated
 
+    def unusable_boxes(self) -> dict[str, NDArray[np.bool_]]:
+        """Return masks [B], none of them in two, of the boxes that show no object, by the reason."""
+        inside = _have_area(self._clipped_boxes())
+        has_area = _have_area(self.boxes)
+        return {"without an area": ~has_area, "wholly outside of the picture": has_area & ~inside}
+
+    def _clipped_boxes(self) -> NDArray[np.float32]:
+        limits = np.repeat(self.sizes_hw, self.box_counts(), axis=0)[:, [1, 0, 1, 0]].astype(np.float32)
+        return np.minimum(np.maximum(self.boxes, np.float32(0)), limits)
+
     def for_training(self, *, filter_empty: bool) -> ImageIndex:
-        """Return the index without crowd regions, difficult objects and repeats of a box and, where `filter_empty`,
-        without the pictures left without a box.
+        """Return the index with boxes clipped to the picture, without unusable ones, crowd regions, difficult objects
+        and repeats of a box and, where `filter_empty`, without the pictures left without a box.
         """
+        index = self.without_boxes_by(self.unusable_boxes())
+        clipped = index._clipped_boxes()
+        over = (np.abs(index.boxes - clipped) > _VISIBLE_OVERHANG).any(1)
+        repair = "boxes over the border, clipped to the picture"
+        report = index.report.with_fixed(repair, int(over.sum()), index.names_of_boxes(over))
+        index = replace(index, boxes=clipped, report=report)
         crowds = "crowd regions and difficult objects, not for training"
-        index = self.without_boxes_by({crowds: self.is_crowd}, named=False)  # no fault of the files
+        index = index.without_boxes_by({crowds: index.is_crowd}, named=False)  # no fault of the files
         index = index.without_boxes(index.repeated_boxes(), "repeats of the same box, not for training")
         return index.without_images(index.box_counts() == 0, "without a box") if filter_empty else index
 
@@ -199,6 +217,22 @@ class ImageIndex:
             report=index.report.with_notes(*notes),
         )
 
+    def identity(self) -> dict[str, Any]:
+        """Return, small and JSON, what tells whether a resumed run has the data that it began with.
+
+        That is the classes, counts, and a hash of ids, sizes, boxes and their classes; neither where the pictures lie,
+        nor what is in them.
+        """
+        digest = hashlib.sha256()
+        for name in ("image_ids", "sizes_hw", "box_offsets", "boxes", "classes"):
+            digest.update(getattr(self, name).tobytes())
+        return {
+            "classes": list(self.class_names),
+            "pictures": len(self),
+            "boxes": self.num_boxes,
+            "hash of ids, sizes, boxes and classes": digest.hexdigest()[:16],
+        }
+
     def summary(self) -> list[str]:
         """Return lines for a person: the report, then the boxes per class, then the classes without a box."""
         counts = self.class_counts()
@@ -216,6 +250,8 @@ class ImageIndex:
         return lines
 
 
+_MIN_SIDE = 1e-3  # pixels; less is an artefact of somebody's arithmetic, not an object
+_VISIBLE_OVERHANG = 0.1  # pixels; files round their coordinates, which is not worth a count
 _BOX_COLUMNS = ("boxes", "classes", "is_crowd", "areas", "annotation_ids")
 
 
@@ -264,6 +300,11 @@ def _moved(index: ImageIndex, root: str) -> ImageIndex:
     prefix = os.path.relpath(index.root, root).replace(os.sep, "/")
     names, offsets = packed_names([f"{prefix}/{index.file_name(i)}" for i in range(len(index))])
     return replace(index, root=root, name_bytes=names, name_offsets=offsets)
+
+
+def _have_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    with np.errstate(over="ignore"):
+        return np.asarray((boxes[:, 2:] - boxes[:, :2] > _MIN_SIDE).all(1))
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

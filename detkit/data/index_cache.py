@@ -106,7 +106,8 @@ def _read_if_valid(path: Path, key: str, inputs: Sequence[Path], reader: str) ->
     try:
         index = _read(path, key, inputs, reader)
         if index is not None:
-            os.utime(path)  # for _forget_old
+            with contextlib.suppress(OSError):  # a cache that is only read
+                os.utime(path)  # for _forget_old
         return index
     except FileNotFoundError:
         return None

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from detkit.checkpoint import Checkpointer
-from detkit.distributed import all_reduce_mean, barrier, is_distributed, is_main
+from detkit.checkpoint import Checkpointer, NonFiniteWeightsError, refuse_unreadable
+from detkit.distributed import Vote, all_reduce_mean, gather_rows, is_distributed
 from detkit.engine.device import peak_memory_mb
 from detkit.engine.signals import StopSignal
-from detkit.engine.trainer import Trainer
+from detkit.engine.trainer import WHAT_HELPS, NonFiniteLossError, Trainer, are_finite
 from detkit.evaluation.tables import flat_metrics
 from detkit.log import JsonLines, LiveLine, format_duration, get_logger
 
@@ -62,8 +62,11 @@ class Metrics:
         names = list(self._waiting[0][1])
         table = torch.stack([torch.stack([losses[n].float() for n in names]) for _, losses, _, _ in self._waiting])
         rows = all_reduce_mean(table).cpu()
-        for values, (iteration, _, lr, image_ids) in zip(rows, self._waiting, strict=True):
+        for mine, values, (iteration, _, lr, image_ids) in zip(table, rows, self._waiting, strict=True):
             losses = dict(zip(names, values, strict=True))
+            if is_distributed() and not are_finite(losses):  # all ranks see it, and gather the pictures that it is of
+                is_mine = not are_finite(dict(zip(names, mine, strict=True)))
+                image_ids = gather_rows(image_ids if is_mine else image_ids[:0])
             trainer.refuse_nonfinite(iteration, losses, image_ids, lr)
             if self.metrics is not None:
                 numbers = {n: float(v) if bool(torch.isfinite(v)) else None for n, v in losses.items()}
@@ -149,23 +152,39 @@ class Evaluation:
 
 
 class Checkpoints:
-    """Saves the state every `period` iterations and at the last; told to stop, saves and exits with status 143.
+    """Saves the state every `periods` iterations and at the last; told to stop, saves and exits with status 143.
 
-    Saves too where the data end in an error.
+    Saves too where the data end in an error. A full disk at a periodic save is said, and training goes on: the next
+    save may find room.
     """
 
     def __init__(
-        self, checkpointer: Checkpointer, period: int, metrics: Metrics, stop: StopSignal, extra: dict[str, Any]
+        self,
+        checkpointer: Checkpointer,
+        periods: Sequence[int],
+        metrics: Metrics,
+        stop: StopSignal,
+        extra: dict[str, Any],
     ) -> None:
-        self._checkpointer, self._period, self._metrics = checkpointer, period, metrics
-        self._stop, self._extra = stop, extra
+        self._checkpointer, self._metrics = checkpointer, metrics
+        self._periods = [period for period in periods if period > 0]
+        self._stop, self._vote, self._extra = stop, Vote(), extra
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Refuse a state that could not be read back, before it costs anything."""
+        refuse_unreadable({**trainer.state_dict(), **self._extra})
 
     def after_step(self, trainer: Trainer) -> None:
         """Save where it is due, or where this process, or any other rank, was told to stop."""
         last = trainer.iteration == trainer.max_iter
-        stop = not last and self._told_to_stop(trainer)
-        if last or stop or (self._period > 0 and trainer.iteration % self._period == 0):
+        stop = not last and self._vote.any_said_yes(self._stop.received)
+        if last or stop:
             self.save(trainer)
+        elif any(trainer.iteration % period == 0 for period in self._periods):
+            try:
+                self.save(trainer)
+            except OSError as error:
+                get_logger(__name__).warning("no checkpoint of iteration %d: %s", trainer.iteration, error)
         if stop:
             get_logger(__name__).warning("told to stop: saved at iteration %d; --resume goes on", trainer.iteration)
             raise SystemExit(128 + signal.SIGTERM)
@@ -178,18 +197,15 @@ class Checkpoints:
                 "saved at iteration %d; when the cause is mended, --resume goes on", trainer.iteration
             )
 
-    def _told_to_stop(self, trainer: Trainer) -> bool:
-        if not is_distributed():
-            return self._stop.received
-        if trainer.iteration % self._metrics.period:
-            return False  # all ranks must ask at the same iteration, and asking waits for the device
-        return bool(all_reduce_mean(torch.tensor(float(self._stop.received), device=trainer.device)) > 0)
-
     def save(self, trainer: Trainer) -> None:
-        """Write what is waiting for metrics.jsonl, then the checkpoint, so that the file covers the checkpoint."""
+        """Write what is waiting for metrics.jsonl, then the checkpoint, so that the file covers the checkpoint.
+
+        Weights that are not finite are a NonFiniteLossError: the loss of the next step would be the same.
+        """
         self._metrics.flush(trainer)
-        if is_main():
-            if self._metrics.metrics is not None:
-                self._metrics.metrics.sync()
+        if self._metrics.metrics is not None:
+            self._metrics.metrics.sync()
+        try:
             self._checkpointer.save({**trainer.state_dict(), **self._extra})
-        barrier()
+        except NonFiniteWeightsError as error:
+            raise NonFiniteLossError(f"the weights are not finite: {error}. {WHAT_HELPS}", trainer.iteration) from error

@@ -33,13 +33,19 @@ def become_torchrun(num_processes: int, argv: Sequence[str]) -> None:
     """Replace this process by torchrun, which runs `python argv...` in `num_processes` processes on this machine.
 
     One process per CUDA device; without CUDA they share the CPU, which is for tests. Asking for more devices than
-    there are is a ConfigError. Signals then reach torchrun itself, which passes them on.
+    there are is a ConfigError. Signals then reach torchrun itself, which passes them on, SIGUSR1 too.
     """
     devices = torch.cuda.device_count()
     if torch.cuda.is_available() and num_processes > devices:
         raise ConfigError(f"--num-gpus {num_processes}: this machine has {devices}")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    os.environ.update(signals_that_torchrun_passes_on())
     os.execv(sys.executable, [*command, *argv])
+
+
+def signals_that_torchrun_passes_on() -> dict[str, str]:
+    """Return the environment by which torchrun does not die of a signal that tells a run to save (`StopSignal`)."""
+    return {"PET_SIGNALS_TO_HANDLE": os.environ.get("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")}
 
 
 def is_under_torchrun() -> bool:

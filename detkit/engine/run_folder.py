@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from detkit.checkpoint import Checkpointer
 from detkit.config import KEYS_FREE_ON_RESUME, CfgNode, ConfigError, get_cfg
-from detkit.files import new_numbered_folder
+from detkit.files import locked, new_numbered_folder
 
 CONFIG, RESULTS, PREDICTIONS = "config.yaml", "results.json", "predictions.json"
 METRICS, TIMING, CHECKPOINTS, PICTURES = "metrics.jsonl", "timing.jsonl", "checkpoints", "pictures"
+LOCK = ".lock"
+
+
+_LONGEST_LOOK = 1.0  # seconds
+_held: set[Path] = set()  # by this process
+
+
+class BusyError(RuntimeError):
+    """Another process is at this run."""
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process; BusyError where another one, still alive, holds it for longer than a look.
+
+    Within a `held` of the same folder there is nothing to do.
+    """
+    folder = folder.resolve()
+    if folder in _held:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        _take(folder, stack, time.monotonic() + _LONGEST_LOOK)
+        _held.add(folder)
+        stack.callback(_held.discard, folder)
+        yield
+
+
+def _take(folder: Path, stack: contextlib.ExitStack, until: float) -> None:
+    def refuse() -> None:
+        raise BusyError(f"{folder}: another process trains this run; wait for its end, or stop it")
+
+    while True:
+        try:
+            stack.enter_context(locked(folder / LOCK, on_wait=refuse))
+            return
+        except BusyError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.1)
+
+
+def is_busy(folder: Path) -> bool:
+    """Return whether another living process holds a run's folder."""
+    if not folder.is_dir():
+        return False
+    try:
+        with contextlib.ExitStack() as stack:
+            _take(folder.resolve(), stack, until=0)
+            return False
+    except BusyError:
+        return True
 
 
 def runs_of(cfg: CfgNode) -> Path:
@@ -25,15 +80,16 @@ def new_run_folder(cfg: CfgNode, resume: bool = False) -> Path:
     if not cfg.OUTPUT_DIR:
         return new_numbered_folder(runs_of(cfg))
     folder = Path(cfg.OUTPUT_DIR)
-    has_saved = (folder / RESULTS).exists() or any((folder / CHECKPOINTS).glob("*"))
+    has_saved = (folder / RESULTS).exists() or Checkpointer(folder / CHECKPOINTS).has_any()
     if has_saved or (not resume and any((folder / name).exists() for name in (METRICS, CHECKPOINTS))):
         raise ConfigError(
             f"OUTPUT_DIR {folder} holds a run already: continue it with --resume, or name another folder (an empty "
             "OUTPUT_DIR makes a new one each time)"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, TIMING):
-        (folder / name).unlink(missing_ok=True)
+    with held(folder):  # another process's run may not have saved yet
+        for name in (METRICS, TIMING):
+            (folder / name).unlink(missing_ok=True)
     return folder
 
 

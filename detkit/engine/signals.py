@@ -1,4 +1,4 @@
-"""Being told to stop: batch systems send SIGTERM or SIGUSR1 before they take a machine away."""
+"""Being told to stop: batch systems send SIGTERM or SIGUSR1 before they take a machine away, people press Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from types import TracebackType
 
 
 class StopSignal:
-    """While entered, notes SIGTERM and SIGUSR1 instead of dying of them; `received` says whether one came."""
+    """While entered, notes SIGTERM, SIGUSR1 and SIGINT instead of dying of them; `received` says whether one came.
+
+    A second SIGINT is a KeyboardInterrupt, for whoever does not want to wait.
+    """
 
     def __init__(self) -> None:
         self.received = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignal:
-        for name in ("SIGTERM", "SIGUSR1"):
+        for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
             number = getattr(signal, name, None)  # Windows has no SIGUSR1
             try:
                 if number is not None:
@@ -23,7 +26,9 @@ class StopSignal:
                 return self
         return self
 
-    def _note(self, *_: object) -> None:
+    def _note(self, number: int, _: object) -> None:
+        if number == signal.SIGINT and self.received:
+            raise KeyboardInterrupt
         self.received = True
 
     def __exit__(

@@ -19,7 +19,7 @@ from torch import nn
 
 from detkit.checkpoint import FINAL, Checkpointer, about_weights
 from detkit.config import CfgNode, ConfigError
-from detkit.data import ImageIndex, build_train_loader, build_training_data, load_dataset
+from detkit.data import DataError, ImageIndex, build_train_loader, build_training_data, load_dataset
 from detkit.distributed import barrier, broadcast_text, is_main
 from detkit.engine.anchor_coverage import anchor_coverage
 from detkit.engine.device import autocast_dtype, keep_large_blocks, precision_name, select_device
@@ -29,11 +29,13 @@ from detkit.engine.pictures import FirstBatchPicture, write_pictures_and_report
 from detkit.engine.run_folder import (
     CHECKPOINTS,
     CONFIG,
+    LOCK,
     METRICS,
     PICTURES,
     RESULTS,
     TIMING,
     folder_to_resume,
+    held,
     new_run_folder,
     refuse_changed_config,
 )
@@ -63,7 +65,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
 
     All files go to OUTPUT_DIR, or to a new folder `runs/<config>/<n>`; the log names it. With `resume` the newest
     run of this config that has a checkpoint goes on where it stopped, on a CPU bit for bit as if it had not. Raises
-    ConfigError (config, changed keys), DataError (data), CheckpointError (weights), NonFiniteLossError.
+    ConfigError (config, changed keys), BusyError, DataError (data), CheckpointError (weights), NonFiniteLossError.
     """
     keep_large_blocks()
     device, cfg = select_device(cfg.DEVICE), _frozen(cfg)
@@ -84,9 +86,10 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
             test_sets.log_summaries()
             parts = _build_parts(cfg, folder, index, plan, about_data)
     logger.info("run folder: %s", folder)
-    if is_main() and not is_resumed:
-        write_text_atomically(folder / CONFIG, cfg.dump())
-    return _run(cfg, folder, trainer, test_sets, parts, is_resumed)
+    with held(folder) if is_main() else contextlib.nullcontext():
+        if is_main() and not is_resumed:
+            write_text_atomically(folder / CONFIG, cfg.dump())
+        return _run(cfg, folder, trainer, test_sets, parts, is_resumed)
 
 
 def check_training(cfg: CfgNode, load: Callable[[str], ImageIndex] = load_dataset) -> None:
@@ -195,19 +198,23 @@ def _run(
         return joined_results(outcomes)
 
     class_names = parts.index.class_names
-    extra = {"class_names": list(class_names), "config": cfg.dump(), **about_weights(trainer.detector)}
+    data = parts.index.identity()
+    if state:
+        _refuse_other_data(folder, state.get("data", data), data)
+    extra = {"class_names": list(class_names), "config": cfg.dump(), "data": data, **about_weights(trainer.detector)}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         rows = stack.enter_context(JsonLines(folder / METRICS)) if is_main() else None
         times = stack.enter_context(JsonLines(folder / TIMING)) if is_main() else None
         metrics = Metrics(rows, times, cfg.LOG_PERIOD, stack.enter_context(LiveLine(logger)))
         # The order matters: rows and the state of the user's hooks belong to the checkpoint of the same iteration, and
-        # the evaluation, which takes longest and may fail, comes after it.
+        # the evaluation, which takes longest, may fail and does not hear a signal to stop, comes after one.
+        periods = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD if cfg.DATASETS.TEST else 0)
         hooks = [
             metrics,
             *([FirstBatchPicture(folder, class_names)] if is_main() else []),
             *parts.users_hooks,
-            Checkpoints(parts.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, metrics, stop, extra),
+            Checkpoints(parts.checkpointer, periods, metrics, stop, extra),
             *([Evaluation(evaluate, cfg.TEST.EVAL_PERIOD, metrics, done_at)] if cfg.DATASETS.TEST else []),
         ]
         if state:
@@ -283,7 +290,7 @@ def _removed_if_nothing_began(folder: Path, is_resumed: bool) -> Iterator[None]:
         yield
     except Exception:
         files = [p.name for p in folder.iterdir()] if folder.is_dir() and is_main() and not is_resumed else ["?"]
-        if not set(files) - {"log.txt"}:
+        if not set(files) - {"log.txt", LOCK}:
             setup_logging()  # closes log.txt
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -302,6 +309,16 @@ def _folder_of_run(cfg: CfgNode, resume: bool) -> tuple[Path, bool]:
     text = broadcast_text(json.dumps([str(folder), is_resumed]))
     name, is_resumed = json.loads(text)
     return Path(name), is_resumed
+
+
+def _refuse_other_data(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise DataError where the training data are not those that a run began with."""
+    changed = [f"{name}: {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+    if changed:
+        raise DataError(
+            f"{folder}: --resume continues the same run, and the training data are not those that it began with "
+            f"({'; '.join(changed)}). Put them back, or start a new run from its weights (MODEL.WEIGHTS)."
+        )
 
 
 def _cut_rows_after(folder: Path, iteration: int) -> set[int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detkit.data import DataError, WorkerKilledError
-from detkit.distributed import is_distributed, rank
+from detkit.distributed import is_distributed, rank, world_size
 from detkit.engine.device import autocast, precision_name
 from detkit.log import get_logger
 from detkit.structures import Batch
@@ -19,12 +19,23 @@ from detkit.structures import Batch
 logger = get_logger(__name__)
 
 
+WHAT_HELPS = "A lower SOLVER.BASE_LR, a longer warm-up (WARMUP_ITERS) or SOLVER.CLIP_GRADIENTS 10 usually help"
+
+
 class NonFiniteLossError(FloatingPointError):
-    """A loss that is NaN or infinite, at `iteration`; the message names it, the images, the parts and the rate."""
+    """A loss that is NaN or infinite, at `iteration`, or weights whose next loss would be.
+
+    The message names the images, the parts and the rate, or the tensor.
+    """
 
     def __init__(self, message: str, iteration: int) -> None:
         super().__init__(message)
         self.iteration = iteration
+
+
+def are_finite(losses: dict[str, Tensor]) -> bool:
+    """Return whether every loss is finite; what is only measured may be undefined."""
+    return all(bool(torch.isfinite(value)) for name, value in losses.items() if name.startswith("loss"))
 
 
 class Trainer:
@@ -100,7 +111,8 @@ class Trainer:
             losses = self.model(batch)
         total = torch.stack([value for name, value in losses.items() if name.startswith("loss_")]).sum()
         kept = {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
-        if self.device.type == "cpu":  # elsewhere looking waits for the device: the log looks later
+        # Elsewhere looking waits for the device, and ranks must end together: there the log looks later.
+        if self.device.type == "cpu" and not is_distributed():
             self.refuse_nonfinite(self.iteration + 1, kept, batch.image_ids, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -111,13 +123,12 @@ class Trainer:
 
     def refuse_nonfinite(self, iteration: int, losses: dict[str, Tensor], image_ids: Tensor, lr: float) -> None:
         """Raise NonFiniteLossError unless every loss is finite."""
-        if all(bool(torch.isfinite(value)) for name, value in losses.items() if name.startswith("loss")):
+        if are_finite(losses):
             return
         parts = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
         raise NonFiniteLossError(
             f"the loss is not finite at iteration {iteration}: {parts}; lr {lr:g}; images {image_ids.tolist()}. "
-            "The weights were not saved. A lower SOLVER.BASE_LR, a longer warm-up (WARMUP_ITERS) or "
-            "SOLVER.CLIP_GRADIENTS 10 usually help; check the boxes of these images.",
+            f"The weights were not saved. {WHAT_HELPS}; check the boxes of these images.",
             iteration,
         )
 
@@ -125,7 +136,7 @@ class Trainer:
         """Return all that the next step depends on, as tensors and plain containers."""
         return {
             "iteration": self.iteration,
-            "precision": precision_name(self.dtype),
+            "numerics": self._numerics(),
             "model": self.detector.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "hooks": {type(h).__name__: h.state_dict() for h in self.hooks if hasattr(h, "state_dict")},
@@ -134,18 +145,28 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any], hooks: Sequence[Any]) -> None:
         """Continue from a state: the next step is the one that an unbroken run would have taken.
 
-        A state of a run in another precision (PRECISION auto on another machine) is warned of.
+        A state of a run that another machine, or another share of it, computed in another way is warned of.
         """
-        before, now = state.get("precision"), precision_name(self.dtype)
-        if before not in (None, now):
-            logger.warning("the run was in %s so far, and goes on in %s, PRECISION auto on this machine: "
-                           "from here on it is not the unbroken run", before, now)  # fmt: skip
+        before, now = state.get("numerics", {}), self._numerics()
+        changes = [f"{name} {before[name]} so far, {now[name]} now" for name in now if before.get(name) != now[name]]
+        if before and changes:
+            logger.warning("from here on the run differs from an unbroken one by rounding: %s", "; ".join(changes))
         self.iteration = state["iteration"]
         self.detector.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for hook in hooks:
             if hasattr(hook, "load_state_dict") and type(hook).__name__ in state["hooks"]:
                 hook.load_state_dict(state["hooks"][type(hook).__name__])
+
+    def _numerics(self) -> dict[str, Any]:
+        """Return what the same step depends on beside the config: the order of sums is another with other threads."""
+        threads = {"threads (OMP_NUM_THREADS)": torch.get_num_threads(), "CPU": torch.backends.cpu.get_cpu_capability()}
+        return {
+            "precision": precision_name(self.dtype),
+            "device": self.device.type,
+            "processes": world_size(),
+            **(threads if self.device.type == "cpu" else {}),
+        }
 
     def _call(self, point: str) -> None:
         for hook in self.hooks:

@@ -16,7 +16,9 @@ import torch
 
 from detkit.config import ConfigError
 from detkit.data.loader import core_count, workers_on
-from detkit.experiments.worker import BUSY, is_busy
+from detkit.engine.launch import signals_that_torchrun_passes_on
+from detkit.engine.run_folder import is_busy
+from detkit.experiments.worker import BUSY
 
 OUTPUT = "output.txt"
 _OUT_OF_MEMORY = "as the system does to a process when memory ends"
@@ -77,7 +79,7 @@ class LocalSlots:
     def start(self, job: Path) -> _LocalRun:
         """Start a run in a free slot."""
         slot = self._free.pop(0)
-        environment = {**os.environ, **self._share(slot)}
+        environment = {**os.environ, **signals_that_torchrun_passes_on(), **self._share(slot)}
         with open(job.parent / OUTPUT, "ab") as output:
             process = subprocess.Popen(
                 worker_command(job, self._processes),
@@ -87,7 +89,7 @@ class LocalSlots:
                 env=environment,
                 start_new_session=True,  # an interrupt of the terminal is for the sweep, which passes it on
             )
-        return _LocalRun(process, lambda: self._free.append(slot))
+        return _LocalRun(process, job.parent, lambda: self._free.append(slot))
 
     def _share(self, slot: int) -> dict[str, str]:
         share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(self._threads)}
@@ -100,8 +102,8 @@ class LocalSlots:
 
 
 class _LocalRun:
-    def __init__(self, process: subprocess.Popen, free: Any) -> None:
-        self._process, self._free = process, free
+    def __init__(self, process: subprocess.Popen, folder: Path, free: Any) -> None:
+        self._process, self._folder, self._free = process, folder, free
 
     def ended(self) -> str | None:
         status = self._process.poll()
@@ -110,7 +112,7 @@ class _LocalRun:
         if self._free:
             self._free()
             self._free = None
-        return _meaning(status)
+        return _meaning(status, self._folder)
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -120,8 +122,8 @@ class _LocalRun:
         self._process.wait()
 
 
-def _meaning(status: int) -> str:
-    if status == BUSY:
+def _meaning(status: int, folder: Path) -> str:
+    if status == BUSY or (status == 1 and is_busy(folder)):  # torchrun does not pass on the status of its processes
         return HELD
     if status in (128 + signal.SIGTERM, -signal.SIGTERM):
         return STOPPED
@@ -178,7 +180,7 @@ class _SubmittedRun:
         error = self._job.exception()
         if error is not None:
             return f"job {self._job.job_id}: {(str(error).strip().splitlines() or [type(error).__name__])[-1]}"
-        return _meaning(self._job.result())
+        return _meaning(self._job.result(), self._folder)
 
     def stop(self) -> None:
         self._job.cancel()
@@ -197,7 +199,10 @@ class ResumedCommand:
     def __call__(self) -> int:
         """Run the command to its end and return its exit status; SIGTERM or SIGINT, of a cancelled job, stop it."""
         with open(self.output, "ab") as output:
-            self._process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            environment = {**os.environ, **signals_that_torchrun_passes_on()}
+            self._process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+            )
             before = signal.signal(signal.SIGTERM, lambda *_: self._process.terminate())
             try:
                 return self._ended()

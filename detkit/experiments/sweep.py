@@ -13,7 +13,7 @@ from typing import Any
 
 from detkit.config import CfgNode, ConfigError
 from detkit.data import DataError, load_dataset
-from detkit.engine.run_folder import TIMING
+from detkit.engine.run_folder import TIMING, is_busy
 from detkit.engine.signals import StopSignal
 from detkit.engine.train import check_training
 from detkit.experiments.claims import matches
@@ -21,7 +21,7 @@ from detkit.experiments.records import Record, Records, digest_of
 from detkit.experiments.slots import HELD, OUTPUT, STOPPED, Slots, Started
 from detkit.experiments.sweep_file import Run, Sweep
 from detkit.experiments.tables import write_tables
-from detkit.experiments.worker import final_checkpoint, is_busy, write_job
+from detkit.experiments.worker import final_checkpoint, write_job
 from detkit.log import LiveLine, format_duration, get_logger, read_json_lines
 from detkit.registry import near_misses
 from detkit.solver import plan_of

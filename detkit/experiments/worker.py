@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,16 @@ from detkit.distributed import broadcast_text, is_main, world_size
 from detkit.engine import NonFiniteLossError, import_projects, train
 from detkit.engine.device import autocast_dtype, precision_name, select_device
 from detkit.engine.launch import process_group
-from detkit.engine.run_folder import CHECKPOINTS, RESULTS, TIMING
+from detkit.engine.run_folder import CHECKPOINTS, RESULTS, TIMING, BusyError, held
 from detkit.env import describe_environment
 from detkit.experiments.latency import milliseconds_per_picture
 from detkit.experiments.records import Record, Records
-from detkit.files import locked, write_text_atomically
+from detkit.files import write_text_atomically
 from detkit.log import read_json_lines
 
 JOB = "job.json"
 BUSY = 75  # exit status: another process holds the run
 _ABOUT_MACHINE = ("detkit", "torch", "GPU", "CPU capability")
-
-
-class BusyError(RuntimeError):
-    """Another process is at this run."""
 
 
 def write_job(
@@ -61,28 +57,6 @@ def write_job(
     }
     write_text_atomically(folder / JOB, json.dumps(content, indent=1) + "\n")
     return folder / JOB
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; BusyError where another one, still alive, holds it."""
-
-    def refuse() -> None:
-        raise BusyError(f"{folder}: another process trains this run")
-
-    with locked(folder / ".lock", on_wait=refuse):
-        yield
-
-
-def is_busy(folder: Path) -> bool:
-    """Return whether a living process holds a run's folder."""
-    if not folder.is_dir():
-        return False
-    try:
-        with held(folder):
-            return False
-    except BusyError:
-        return True
 
 
 def final_checkpoint(folder: Path) -> Path:
@@ -146,7 +120,7 @@ def _timed(record: Record, job: Mapping[str, Any], folder: Path) -> Record:
     try:
         import_projects(job["projects"])
         if not checkpoint.is_file():
-            raise FileNotFoundError(f"{checkpoint} is gone; delete the record, and the run is trained again")
+            raise FileNotFoundError(f"{checkpoint} is gone; delete {folder} and the record, and it is trained again")
         milliseconds = round(milliseconds_per_picture(checkpoint), 3)
     except Exception:  # the other runs go on; this one's output says it
         traceback.print_exc()

@@ -1,11 +1,15 @@
 """Checkpoints: whole or absent, damage found, the one before it used."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +41,52 @@ def test_a_state_that_is_not_finite_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"'w' is not finite at iteration 2"):
         checkpointer.save(state(2, float("nan")))
     assert checkpointer.load_newest()["iteration"] == 1
+
+
+def test_a_persons_copies_and_what_a_killed_save_left_are_not_checkpoints(tmp_path):
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    (tmp_path / ".model_00000001.pth.x.tmp").write_bytes(b"half")
+    assert not checkpointer.has_any()
+    copy = tmp_path / "model_00000100_best.pth"
+    copy.write_bytes(b"mine")
+    for i in (1, 2):
+        checkpointer.save(state(i))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model_00000002.pth", "model_00000100_best.pth"]
+    assert checkpointer.has_any()
+    assert checkpointer.load_newest()["iteration"] == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(np.float64(1), "numpy.float64"), (np.zeros(2), "numpy.ndarray"), (defaultdict(list), "collections.defaultdict"),
+     (lambda: 0, "builtins.function")],
+)  # fmt: skip
+def test_a_state_that_could_not_be_read_back_is_refused_by_its_place(tmp_path, value, kind):
+    hooks = {"Best": {"seen": [1, 2.5, "x", None, torch.ones(2)], "best": ({"deep": value},)}}
+    with pytest.raises(CheckpointError, match=rf"not saved: hooks\.Best\.best\.0\.deep is a {re.escape(kind)} "):
+        Checkpointer(tmp_path).save({**state(1), "hooks": hooks})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_saved_can_be_read_back(tmp_path):
+    hooks = {"a": {1: (True, 2, 3.0, "x", None, b"bytes", {1, 2}), "t": [torch.ones(2, dtype=torch.bfloat16)]}}
+    path = Checkpointer(tmp_path).save({**state(1), "hooks": hooks})
+    assert load_file(path)["hooks"]["a"][1] == hooks["a"][1]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+def test_an_error_of_the_system_says_nothing_of_the_file(tmp_path, error, monkeypatch):
+    checkpointer = Checkpointer(tmp_path)
+    for i in (1, 2):
+        checkpointer.save(state(i))
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("torch.load", fail)
+    with pytest.raises(CheckpointError, match=r"model_00000002\.pth: cannot be read"):
+        checkpointer.load_newest()
+    assert len(checkpointer.files()) == 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])

@@ -253,11 +253,12 @@ def sound(index: ImageIndex) -> None:
     assert len(np.unique(index.image_ids)) == len(index)
     assert ((index.classes >= 0) & (index.classes < len(index.class_names))).all()
     assert len(set(index.class_names)) == len(index.class_names) == len(index.category_ids)
-    for i in range(len(index)):
-        assert os.path.isfile(index.path(i))
-        height, width = index.sizes_hw[i]
-        boxes = index.boxes_of(i)
-        assert np.isfinite(boxes).all()
+    assert np.isfinite(index.boxes).all()
+    trained = index.for_training(filter_empty=False)
+    for i in range(len(trained)):
+        assert os.path.isfile(trained.path(i))
+        height, width = trained.sizes_hw[i]
+        boxes = trained.boxes_of(i)
         assert (boxes >= 0).all()
         assert (boxes <= [width, height, width, height]).all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()

@@ -68,7 +68,7 @@ def same(a, b) -> bool:
 def test_a_kept_index_is_the_fresh_one(old_coco, builds):
     files = old_coco(
         categories=[(1, "cät 猫"), (2, "dog")],
-        boxes=[(1, 1, [50, 30, 20, 20]), (1, 1, [0, 0, 5, 5]), (1, 1, [0, 0, 5, 5]), (2, 2, [0, 0, 0, 1])],
+        boxes=[(1, 1, [50, 30, 20, 20]), (1, 1, [0, 0, 5, 5]), (1, 1, [0, 0, 5, 5]), (2, 2, [0, 0, None, 1])],
         change=lambda data: data["images"][0].update(width=0),
     )
     fresh, kept = read_coco(*files), read_coco(*files)
@@ -78,6 +78,18 @@ def test_a_kept_index_is_the_fresh_one(old_coco, builds):
     assert kept.report.notes
     assert kept.report.fixed
     assert kept.report.examples
+
+
+def test_a_cache_that_is_only_read_is_used(old_coco, builds, monkeypatch):
+    files = old_coco()
+    fresh = read_coco(*files)
+
+    def refuse(*_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("os.utime", refuse)
+    assert same(read_coco(*files), fresh)
+    assert len(builds) == 1
 
 
 def test_an_empty_index_is_kept(old_coco, builds):

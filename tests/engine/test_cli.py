@@ -1,9 +1,12 @@
 """The command line: overrides in both forms, anywhere; errors as one message; several processes."""
 
 import json
+import signal
+import time
 
 import pytest
 
+from detkit.checkpoint import load_file
 from detkit.cli import parse_arguments, train_net
 from detkit.log import read_json_lines
 
@@ -78,3 +81,21 @@ def test_two_processes_resume_where_the_evaluation_is_already_written(command, t
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == rows
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_two_processes_told_to_stop_save_and_end(command, tmp_path, number):
+    """Whatever LOG_PERIOD is: torchrun kills them after half a minute."""
+    folder = tmp_path / "run"
+    process = command("--num-gpus", 2, "DEVICE=cpu", "SOLVER.MAX_ITER=100000", "LOG_PERIOD=100000",
+                      "SOLVER.CHECKPOINT_PERIOD=0", "TEST.EVAL_PERIOD=0", f"OUTPUT_DIR={folder}")  # fmt: skip
+    rows = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (rows.exists() and rows.read_bytes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert "told to stop: saved at iteration" in output
+    (checkpoint,) = (folder / "checkpoints").glob("model_0*.pth")
+    assert load_file(checkpoint)["iteration"] == len(read_json_lines(rows))

@@ -1,10 +1,12 @@
 """train(): what it leaves behind, exact resume, refusals; the command line around it."""
 
+import errno
 import hashlib
 import json
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,9 @@ from detkit.checkpoint import CheckpointError, load_file
 from detkit.config import ConfigError
 from detkit.data import DataError, build_train_loader
 from detkit.engine import NonFiniteLossError, evaluate_only, import_projects, train
+from detkit.engine.run_folder import BusyError
+from detkit.engine.signals import StopSignal
+from detkit.evaluation import CocoEvaluator
 from detkit.log import read_json_lines
 from detkit.registry import open_dataset
 from tests.checkpoint import foreign
@@ -106,16 +111,107 @@ def test_killed_and_resumed_is_the_unbroken_run_bit_for_bit(command, tmp_path, w
     assert (broken / "results.json").read_bytes() == (whole / "results.json").read_bytes()
 
 
-def test_told_to_stop_saves_and_exits_143(command, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_saves_and_exits_143(command, tmp_path, number):
     folder = tmp_path / "run"
     process = command("SOLVER.MAX_ITER=5000", "SOLVER.CHECKPOINT_PERIOD=0", "LOG_PERIOD=1", f"OUTPUT_DIR={folder}")
     wait_for_rows(process, folder / "metrics.jsonl", 3)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     assert "told to stop: saved at iteration" in output
     state = load_file(next((folder / "checkpoints").glob("model_0*.pth")))
     assert len(read_json_lines(folder / "metrics.jsonl")) >= state["iteration"]
+
+
+def test_a_second_interrupt_ends_at_once():
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_killed_in_its_first_save_starts_anew(config, tmp_path):
+    run = ("SOLVER.MAX_ITER=2", "TEST.EVAL_PERIOD=0", f"OUTPUT_DIR={tmp_path / 'run'}")
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/.model_00000001.pth.abc.tmp").write_bytes(b"half of it")
+    train(config(*run), resume=True)
+    names = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())
+    assert names == ["model_00000002.pth", "model_final.pth"]
+
+
+def test_one_run_is_trained_by_one_process(command, config, tmp_path):
+    run = ("SOLVER.MAX_ITER=5000", "LOG_PERIOD=1", f"OUTPUT_DIR={tmp_path / 'run'}")
+    process = command(*run)
+    wait_for_rows(process, tmp_path / "run/metrics.jsonl", 2)
+    with pytest.raises(BusyError, match=r"run: another process trains this run"):
+        train(config(*run), resume=True)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    rows = [row["iteration"] for row in read_json_lines(tmp_path / "run/metrics.jsonl") if "loss" in row]
+    assert rows == list(range(1, len(rows) + 1))
+
+
+def test_there_is_a_checkpoint_before_an_evaluation(config, tmp_path, monkeypatch):
+    seen = []
+    original = CocoEvaluator.evaluate
+
+    def look(self):
+        seen.append(sorted(p.name for p in (tmp_path / "runs/tiny/1/checkpoints").glob("model_0*")))
+        return original(self)
+
+    monkeypatch.setattr(CocoEvaluator, "evaluate", look)
+    train(config("SOLVER.MAX_ITER=3", "TEST.EVAL_PERIOD=2", "SOLVER.CHECKPOINT_PERIOD=0"))
+    assert seen[0] == ["model_00000002.pth"]
+
+
+def test_resume_refuses_other_data(config, tmp_path):
+    index = open_dataset("shapes:train,images=12,seed=1,size=96").load()
+    content = json.loads(Path(f"{index.root}/../annotations.json").read_text())
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    run = (f"DATASETS.TRAIN=coco:{file}:{index.root}", f"OUTPUT_DIR={tmp_path / 'run'}", "SOLVER.MAX_ITER=2")
+    train(config(*run))
+    first, second = content["categories"][:2]
+    first["name"], second["name"] = second["name"], first["name"]
+    file.write_text(json.dumps({**content, "annotations": content["annotations"][1:]}))
+    with pytest.raises(DataError, match=r"run: .*not those that it began with \(classes: .* -> .*; boxes: .*; hash"):
+        train(config(*run), resume=True)
+
+
+def test_weights_that_are_not_finite_at_a_checkpoint_are_a_divergence(config, tmp_path, monkeypatch):
+    original = torch.optim.SGD.step
+
+    def poisoned(self, *arguments, **options):
+        original(self, *arguments, **options)
+        self.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.SGD, "step", poisoned)
+    with pytest.raises(NonFiniteLossError, match=r"the weights are not finite: .* at iteration 1") as error:
+        train(config("SOLVER.MAX_ITER=3", "SOLVER.CHECKPOINT_PERIOD=1"))
+    assert error.value.iteration == 1
+
+
+def test_a_full_disk_at_a_periodic_save_is_said_and_at_the_last_an_error(config, tmp_path, monkeypatch):
+    original, room = torch.save, [False]
+
+    def save(state, file):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(state, file)
+
+    monkeypatch.setattr("torch.save", save)
+    monkeypatch.setattr("detkit.checkpoint.checkpointer.refuse_unreadable", lambda state: None)
+    monkeypatch.setattr("detkit.engine.hooks.refuse_unreadable", lambda state: None)
+    run = ("SOLVER.CHECKPOINT_PERIOD=1", "TEST.EVAL_PERIOD=0", "SOLVER.MAX_ITER=3")
+    with pytest.raises(OSError, match="No space left"):
+        train(config(*run))
+    log = (tmp_path / "runs/tiny/1/log.txt").read_text()
+    assert log.count("no checkpoint of iteration") == 2
+    room[0] = True
+    train(config(*run))
 
 
 def test_a_broken_picture_ends_the_run_without_loss(config, tmp_path):
@@ -302,7 +398,7 @@ def test_what_happens_to_the_boxes_of_a_test_set_is_said_too(config, tmp_path):
     name = f"coco:{tmp_path / 'odd.json'}:{source / 'images'}"
     evaluate_only(config(f"MODEL.WEIGHTS={weights}", f"DATASETS.TEST={name}"))
     log = (tmp_path / "runs/tiny/2/log.txt").read_text()
-    assert "boxes dropped, wholly outside of the picture: 1" in log
+    assert "wholly outside of the picture: 1, kept for evaluation" in log
 
 
 def test_after_a_run_with_a_project_the_next_steps_name_its_folder(config, tmp_path):
@@ -363,7 +459,7 @@ def test_a_run_that_goes_on_in_another_precision_is_told(config, tmp_path, monke
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda answer=is_fast: answer)
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda answer=is_fast: answer)
         train(config(*run), resume=is_fast)
-    assert "the run was in fp32 so far, and goes on in bf16" in (tmp_path / "run" / "log.txt").read_text()
+    assert "precision fp32 so far, bf16 now" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_projects(tmp_path):

@@ -9,9 +9,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detkit.data.datasets.coco import read_coco
 from detkit.evaluation import CocoEvaluator
 from detkit.registry import EVALUATORS
 from detkit.structures import Detections
@@ -69,6 +72,45 @@ def test_equals_the_official_script_on_the_written_predictions(random_case, tmp_
     assert 5 < expected[0] < 95
     assert [values[name] for name in MEASURES] == pytest.approx(expected, abs=1e-9)
     assert values["AP"] == pytest.approx(np.mean(list(values["per_class"].values())), abs=1e-9)
+
+
+def test_boxes_that_training_leaves_out_are_judged_as_the_file_has_them(tmp_path):
+    """Boxes over the border, without an area, beside the picture, repeated: the AP of the official script, from the
+    user's file and ours of predictions.
+    """
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    images, annotations = [], []
+    for i in range(1, 9):
+        Image.new("RGB", (100, 80)).save(tmp_path / "images" / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 100, "height": 80})
+        for x, y, w, h in rng.integers(0, 60, (6, 4)).tolist():
+            kind = rng.integers(6)
+            box = {0: [x - 30, y, w + 5, h + 5], 1: [x, y, 0, h], 2: [x + 100, y, w + 1, h + 1]}.get(kind)
+            box = box or [x, y, min(w + 9, 100 - x), min(h + 9, 80 - y)]
+            record = {"image_id": i, "category_id": 1, "iscrowd": 0, "bbox": box, "area": box[2] * box[3]}
+            annotations += [record] * (2 if kind == 3 else 1)
+    annotations = [{**record, "id": i} for i, record in enumerate(annotations, 1)]
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps({"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": annotations}))
+    index = read_coco(truth, tmp_path / "images")
+    assert index.num_boxes == len(annotations) > index.for_training(filter_empty=False).num_boxes
+    found = []
+    for i in range(len(index)):
+        boxes = torch.from_numpy(index.boxes_of(i).copy())
+        boxes = (boxes + torch.from_numpy(rng.normal(0, 2, boxes.shape)).float()).clamp(min=0)
+        boxes = torch.minimum(boxes, torch.tensor([100.0, 80.0, 100.0, 80.0]))
+        found.append(Detections(boxes, torch.rand(len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)))
+    evaluator = CocoEvaluator(index, index.class_names)
+    evaluator.process(found, list(range(len(found))))
+    results = evaluator.evaluate()["bbox"]
+    (tmp_path / "predictions.json").write_text(json.dumps(evaluator.predictions()))
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = COCOeval(coco := COCO(str(truth)), coco.loadRes(str(tmp_path / "predictions.json")), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    assert [results[name] for name in MEASURES[:3]] == pytest.approx([100 * v for v in run.stats[:3]], abs=1e-9)
 
 
 def test_perfect_detections_are_100_points(random_case, make_found):

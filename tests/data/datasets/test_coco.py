@@ -87,7 +87,7 @@ def test_categories_of_one_name_are_one_class(coco_index):
     ],
 )
 def test_a_box_that_cannot_be_used_is_dropped_and_counted(coco_index, box, reason):
-    index = coco_index(boxes=[(1, 1, box), (1, 1, [0, 0, 4, 4])])
+    index = coco_index(boxes=[(1, 1, box), (1, 1, [0, 0, 4, 4])]).for_training(filter_empty=False)
     assert kept(index) == [[0, 0, 4, 4]]
     assert [(count, reason in text) for text, count in index.report.boxes_dropped.items()] == [(1, True)]
     assert reason in "\n".join(index.summary())
@@ -104,6 +104,9 @@ def test_a_box_that_cannot_be_used_is_dropped_and_counted(coco_index, box, reaso
 )
 def test_a_box_over_the_border_is_clipped_and_counted(coco_index, box, clipped):
     index = coco_index(boxes=[(1, 1, box)])
+    x, y, width, height = box
+    assert kept(index) == [[x, y, x + width, y + height]]  # for evaluation
+    index = index.for_training(filter_empty=False)
     assert kept(index) == [clipped]
     assert list(index.report.fixed.values()) == [1]
     assert adds_up(index)
@@ -145,7 +148,7 @@ def test_a_file_without_annotations_says_so(coco_index):
 
 
 def test_rounding_at_the_border_is_not_worth_a_count(coco_index):
-    index = coco_index(boxes=[(1, 1, [50, 0, 10.02, 10])])
+    index = coco_index(boxes=[(1, 1, [50, 0, 10.02, 10])]).for_training(filter_empty=False)
     assert kept(index) == [[50, 0, 60, 10]]
     assert not index.report.fixed
 
@@ -439,6 +442,9 @@ def test_large_file_keeps_order_and_totals(coco_files):
     ]
     path, folder = coco_files(sizes=sizes, boxes=boxes)
     index = read_coco(path, folder)
+    assert index.num_boxes == 500
+    assert adds_up(index)
+    index = index.for_training(filter_empty=False)
     expected: dict[int, list] = {i: [] for i in range(20)}
     for i, k, (x, y, w, h) in boxes:
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, 40), min(y + h, 30)

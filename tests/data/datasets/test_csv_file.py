@@ -88,7 +88,7 @@ def test_spellings_of_one_file_are_one_picture_with_all_boxes(table):
 
 def test_boxes_that_cannot_be_used_are_dropped_and_counted(table):
     text = "a.jpg,1,1,9,9,cat\na.jpg,nan,1,9,9,cat\na.jpg,9,9,9,9,cat\na.jpg,70,1,80,9,cat\na.jpg,-5,0,9,9,cat\n"
-    index = open_dataset(table(text)).load()
+    index = open_dataset(table(text)).load().for_training(filter_empty=False)
     assert index.boxes.tolist() == [[1, 1, 9, 9], [0, 0, 9, 9]]
     assert list(index.report.boxes_dropped.values()) == [1, 1, 1]
     assert index.report.fixed["boxes over the border, clipped to the picture"] == 1

@@ -203,7 +203,7 @@ def test_with_a_split_a_missing_picture_is_an_error(voc):
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (5, 5, 5, 5)])
 def test_a_box_that_encloses_nothing_as_written_is_dropped(voc, box):
-    index = load(voc({"a": xml([("cat", *box), ("cat", 1, 1, 9, 9)])}))
+    index = load(voc({"a": xml([("cat", *box), ("cat", 1, 1, 9, 9)])})).for_training(filter_empty=False)
     assert index.boxes.tolist() == [[0, 0, 9, 9]]
     assert index.report.boxes_dropped == {"without an area": 1}
     assert adds_up(index)
@@ -211,8 +211,9 @@ def test_a_box_that_encloses_nothing_as_written_is_dropped(voc, box):
 
 def test_swapped_corners_are_noted_and_boxes_of_one_pixel_are_not(voc):
     index = load(voc({"a": xml([("cat", 9, 5, 2, 9), ("cat", 9, 9, 7.5, 8.5), ("cat", 5, 5, 5, 5)])}))
-    assert index.report.boxes_dropped == {"without an area": 3}
-    assert ["2 of 3; are their corners swapped" in note for note in index.report.notes] == [True]
+    assert ["2 of 3; are their corners swapped" in note for note in index.report.notes] == [True, False]
+    assert "3, kept for evaluation, left out of training" in index.report.notes[1]
+    assert index.for_training(filter_empty=False).report.boxes_dropped == {"without an area": 3}
 
 
 def test_shares_are_an_error(voc):
