@@ -98,6 +98,10 @@ class Tile {
     for (int i = 0; i < kVectors; ++i) {
       if (k[i] < 0 || rows_.classes < kCount) continue;  // a vector has parts of two rows at most
       const int64_t end = rows_.classes - k[i];
+      if (label[i] == kIgnored && (end >= kCount || next_label[i] == kIgnored)) {
+        others_ &= ~(1u << i), ignored_ |= 1u << i;
+        continue;
+      }
       if (Beside::kDiffersByRow && end < kCount) continue;
       if (is_background(label[i], -k[i]) && is_background(next_label[i], end)) others_ &= ~(1u << i), plain_ |= 1u << i;
     }
@@ -114,6 +118,14 @@ class Tile {
       for (int j = 0; j < kCount; ++j) values[j] = value(i, j, static_cast<T>(loaded_[i].at[j]));
       use(first(i), values);
     }
+  }
+
+  // Calls use(index of the first logit) for the vectors of ignored rows alone.
+  template <class Use>
+  __device__ void each_ignored(const Use& use) const {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i)
+      if (ignored_ >> i & 1) use(first(i));
   }
 
   // Calls use(term) for the logits of the other vectors. They are loaded again: whoever knows them by now is the cache.
@@ -147,7 +159,7 @@ class Tile {
   int64_t total_;
   Divider by_classes_;
   Vector<Scalar> loaded_[kVectors];
-  unsigned plain_ = 0, others_ = 0;  // a bit for each vector
+  unsigned plain_ = 0, ignored_ = 0, others_ = 0;  // a bit for each vector
 };
 
 // What kernels load beside the logits that need nothing more.
@@ -163,6 +175,12 @@ __device__ void write_vector(const T* values, Scalar* out) {
 #pragma unroll
   for (int j = 0; j < Vector<Scalar>::kCount; ++j) vector.at[j] = static_cast<Scalar>(values[j]);
   *reinterpret_cast<Vector<Scalar>*>(out) = vector;
+}
+
+template <class Scalar>
+__device__ void write_zeros(Scalar* out) {
+  constexpr float kNothing[Vector<Scalar>::kCount] = {};
+  write_vector(kNothing, out);
 }
 
 // Whatever an ignored logit holds, it counts for nothing.
@@ -316,6 +334,7 @@ __global__ void __launch_bounds__(kLossThreads, kLossBlocks)
   const ValueOf<T, Shape> value_of{shape, weights};
   tile.each_plain([&](int, int, T logit) { return weights.off * shape.value(-logit); },
                   [&](int64_t at, const T* values) { write_vector(values, out + at); });
+  tile.each_ignored([&](int64_t at) { write_zeros(out + at); });
   tile.each_other([&](const Term<T>& term) { out[term.index] = static_cast<Scalar>(value_of(term)); });
 }
 
@@ -330,6 +349,7 @@ __global__ void __launch_bounds__(kLossThreads, Gradient::kBlocks)
   const Weights<T> slopes{weights.on * of_all, -weights.off * of_all};  // dz / dlogit is -1 beside the label
   tile.each_plain([&](int i, int j, T logit) { return slopes.off * shape.derivative(-logit) * grad.of_plain(i, j); },
                   [&](int64_t at, const T* values) { write_vector(values, out + at); });
+  tile.each_ignored([&](int64_t at) { write_zeros(out + at); });
   tile.each_other([&](const Term<T>& term) {
     const T slope = (term.is_labelled ? slopes.on : slopes.off) * shape.derivative(term.z) * grad.of(term);
     out[term.index] = static_cast<Scalar>(term.is_ignored ? T(0) : slope);

@@ -10,6 +10,7 @@ from detkit.cli.sweep import sweep
 from detkit.cli.train import parse_arguments, train_net
 from detkit.cli.weights import convert_weights, show_weights
 from detkit.cli.zoo import evaluate_zoo
+from detkit.registry import near_misses
 
 __all__ = [
     "analyze_loss",
@@ -28,20 +29,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `detkit train ...`, or another of the commands."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {
-        "train": train_net,
-        "sweep": sweep,
-        "figures": plot_figures,
-        "analyze": analyze_loss,
-        "weights": show_weights,
-        "convert": convert_weights,
-        "zoo": evaluate_zoo,
-        "env": _env,
+        "train": (train_net, "train, resume or evaluate what a config says"),
+        "sweep": (sweep, "train every run of a table, and write it with its claims"),
+        "figures": (plot_figures, "draw the paper's figures"),
+        "analyze": (analyze_loss, "show where the loss of a trained model comes from (Figure 4)"),
+        "weights": (show_weights, "show what of a file of weights fits a config"),
+        "convert": (convert_weights, "write weights in another format"),
+        "zoo": (evaluate_zoo, "evaluate published models, and compare with their AP"),
+        "env": (_env, "say what runs where here, and why"),
     }
     if argv[:1] and argv[0] in commands:
         sys.argv[0] = f"detkit {argv[0]}"  # what usage lines say
-        return commands[argv[0]](argv[1:])
-    print(f"usage: detkit {{{','.join(commands)}}} ...   (detkit train --help)", file=sys.stderr)
-    return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+        return commands[argv[0]][0](argv[1:])
+    lines = [f"  {name:<8} {text}" for name, (_, text) in commands.items()]
+    usage = "\n".join(["usage: detkit COMMAND ...   (detkit COMMAND --help; detkit --version)", *lines])
+    if argv[:1] in (["-h"], ["--help"]):
+        print(usage)
+        return 0
+    if argv[:1] == ["--version"]:
+        from detkit.env import describe_environment
+
+        print(f"detkit {describe_environment()['detkit']}")
+        return 0
+    if argv:
+        near = near_misses(argv[0], commands)
+        print(f"error: there is no command '{argv[0]}'" + (f"; did you mean {near}?" if near else ""), file=sys.stderr)
+    print(usage, file=sys.stderr)
+    return 2
 
 
 def _env(argv: Sequence[str]) -> int:

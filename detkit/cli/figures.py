@@ -51,7 +51,11 @@ def _chosen(args: argparse.Namespace) -> list[int]:
     needs = {4: ("--loss-distribution", args.loss_distribution, "tools/analyze_loss.py writes it"),
              7: ("--fl-star", args.fl_star, "the CSV table of a sweep over gamma and beta of FL*")}  # fmt: skip
     if not args.figures:
-        return [number for number in _FIGURES if number not in needs or needs[number][1] is not None]
+        lacking = {number for number, (_, given, _) in needs.items() if given is None}
+        if args.config_file == _DEFAULT_CONFIG and not _DEFAULT_CONFIG.is_file():
+            print(f"without figure 3: there is no {_DEFAULT_CONFIG} here; --config-file names a detector's config")
+            lacking.add(3)
+        return [number for number in _FIGURES if number not in lacking]
     for text in args.figures:
         if text not in map(str, _FIGURES):
             raise FigureError(f"there is no figure '{text}'; the paper's are 1 to 7")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -39,8 +40,14 @@ def status_of(work: Callable[[], int | None], *, also: tuple[type[Exception], ..
         WorkerKilledError,
     )
     try:
-        return work() or 0
+        status = work() or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so once more at its end
+        return 0
     except (*users, *also) as error:
+        sys.stdout.flush()  # so that a pipe has the lines in order
         print(f"error: {error}", file=sys.stderr)
     except torch.OutOfMemoryError as error:
         print(f"error: {error}\n{_LESS_MEMORY}", file=sys.stderr)

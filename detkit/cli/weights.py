@@ -35,6 +35,7 @@ def _convert(args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     from detkit.checkpoint import load_file, load_weights, local_file
     from detkit.checkpoint.convert import describe
+    from detkit.data import DataError
     from detkit.log import setup_logging
     from detkit.modeling import build_detector
 
@@ -44,7 +45,11 @@ def _show(args: argparse.Namespace) -> None:
         return
     cfg = read_config(args.config_file, args.projects)
     cfg.merge_from_list(args.overrides)
-    print(load_weights(build_detector(cfg, args.num_classes), args.file).table())
+    try:
+        detector = build_detector(cfg, args.num_classes)
+    except DataError as error:
+        raise DataError(f"{error}\nThe data say how many classes there are; --num-classes K does, too") from error
+    print(load_weights(detector, args.file).table())
 
 
 def _convert_parser() -> argparse.ArgumentParser:

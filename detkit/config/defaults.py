@@ -57,9 +57,16 @@ def _add_run(cfg: CfgNode) -> None:
         "PRECISION",
         "auto",
         Literal["auto", "fp32", "bf16"],
-        "auto: bf16 autocast where the device is fast at it (CUDA with bf16, CPUs with AMX or AVX512-BF16), else fp32.",
+        "auto: bf16 autocast where the device is fast at it (CUDA with bf16, CPUs with AMX or AVX512-BF16), else fp32. "
+        "Evaluating the same weights in fp32 gave 0.0 to 0.1 AP more (six models of docs/study).",
     )
-    cfg.declare("LOG_PERIOD", 20, int, "Iterations between two updates of the progress line and of timing.jsonl.")
+    cfg.declare(
+        "LOG_PERIOD",
+        20,
+        int,
+        "Iterations after which losses come from the device, to metrics.jsonl, timing.jsonl and the progress line; a "
+        "single process also looks where that takes over 10 s. A pipe or a file gets a line every 30 s.",
+    )
     cfg.declare("PROJECTS", (), tuple[str, ...], "Names of the loaded projects; information only, set by --projects.")
     cfg.declare_list_slot(
         "HOOKS", registry.HOOKS, (), "Hooks of the trainer, in this order; they run before the checkpoint is written."

@@ -16,7 +16,7 @@ import yaml
 
 from detkit.config.errors import ConfigError
 from detkit.config.renamed import RENAMED
-from detkit.config.values import check_value, parse_text
+from detkit.config.values import SafeDumper, check_value, parse_text
 from detkit.config.yaml_file import Layer, read_layers, read_text
 from detkit.registry import Option, Registry, Slot, near_misses, options_of
 
@@ -31,6 +31,7 @@ class CfgNode(yacs.config.CfgNode):
         self.__dict__["_options"] = {}
         self.__dict__["_registry"] = None
         self.__dict__["_file"] = None
+        self.__dict__["_given"] = ()
 
     @property
     def registry(self) -> Registry | None:
@@ -89,13 +90,15 @@ class CfgNode(yacs.config.CfgNode):
         """Merge `[KEY, value, ...]`, each pair also as one `KEY=value` (split at the first '='). All or nothing."""
         self._refuse_frozen()
         self.add_registered_options()
-        changes = []
+        changes, keys = [], []
         for key, value in _pairs(cfg_list):
+            keys.append(key)
             node, leaf = self._find(tuple(key.split(".")), "", value)
             if isinstance(value, str):
                 value = parse_text(value, node._options[leaf].type)
             changes.append((node, leaf, node._checked(leaf, value, key, "")))
         _apply(changes)
+        self.__dict__["_given"] = (*self._given, *keys)
 
     def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
         """Merge another config, or a nested dict, over this one. All of it or nothing."""
@@ -117,7 +120,7 @@ class CfgNode(yacs.config.CfgNode):
             flags = " ".join(f"--projects DIR/{name}" for name in missing)
             raise ConfigError(
                 f"{error}\nThis config was written with the projects {list(projects)}; "
-                f"not loaded: {missing}. Add {flags}."
+                f"not loaded: {missing}. Add {flags}; in Python, call detkit.engine.import_projects first."
             ) from error
 
     def _changes(self, tree: dict[str, Any], prefix: Path_, layer: Layer) -> Iterator[tuple[CfgNode, str, Any]]:
@@ -242,9 +245,14 @@ class CfgNode(yacs.config.CfgNode):
                 tree[key] = list(plain) if isinstance(plain, tuple) else plain
         return tree
 
+    def given_in_vain(self) -> list[str]:
+        """Return the keys of merge_from_list that nothing reads: options of components that are not chosen."""
+        tree = self.chosen()
+        return [key for key in dict.fromkeys(self._given) if not _has(tree, key.split("."))]
+
     def dump(self, **kwargs: Any) -> str:
         """Return the chosen components' config as YAML, as a run's config.yaml holds it."""
-        return yaml.safe_dump(self.chosen(), sort_keys=False, allow_unicode=True, width=120, **kwargs)
+        return yaml.dump(self.chosen(), Dumper=SafeDumper, sort_keys=False, allow_unicode=True, width=120, **kwargs)
 
     def clone(self) -> CfgNode:
         """Return an independent copy."""
@@ -307,6 +315,14 @@ def _apply(changes: list[tuple[CfgNode, str, Any]]) -> None:
 
 def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _has(tree: Any, path: Sequence[str]) -> bool:
+    for key in path:
+        if not isinstance(tree, dict) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
 
 
 def _at(place: str) -> str:

@@ -14,11 +14,16 @@ class SafeLoader(yaml.SafeLoader):
     """PyYAML's safe loader, reading 1e-4 and -.5 as numbers as YAML 1.2 does."""
 
 
-SafeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
+class SafeDumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, quoting text that the loader would read as a number."""
+
+
+for _class in (SafeLoader, SafeDumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$"),
+        list("-+0123456789."),
+    )
 
 
 def check_value(value: Any, annotation: Any) -> Any:

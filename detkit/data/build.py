@@ -41,8 +41,9 @@ def build_training_data(cfg: Any, load: Callable[[str], ImageIndex] = load_datas
     index = concatenated([load(name) for name in cfg.DATASETS.TRAIN])
     index = index.for_training(filter_empty=cfg.DATASETS.FILTER_EMPTY)
     if not index.num_boxes:
-        raise DataError(f"{index.report.source}: {len(index)} pictures and no box to learn from\n"
-                        + "\n".join(index.report.lines()))  # fmt: skip
+        head = (f"{index.report.source}: {len(index)} pictures and no box to learn from. What was read and dropped, "
+                "to be mended in the annotations:")  # fmt: skip
+        raise DataError("\n".join([head, *index.report.lines()]))
     return index
 
 

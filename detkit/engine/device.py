@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 
 import torch
 
 from detkit.config import ConfigError
+from detkit.data.loader import core_count
 from detkit.distributed import is_distributed, local_rank
 
 
@@ -30,6 +32,20 @@ def select_device(name: str) -> torch.device:
         device = torch.device("cuda", local_rank() if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
+
+
+def advice_on_threads(device: torch.device) -> str | None:
+    """Return what to do where other processes need the cores that this one's threads would wait for one another on."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or not hasattr(os, "getloadavg"):
+        return None
+    load, cores = os.getloadavg()[0], core_count()
+    if load + threads <= 1.5 * cores:
+        return None
+    return (
+        f"other work keeps this machine busy (load {load:.1f} on {cores} cores), and {threads} threads that wait for "
+        "one another may then be several times slower than one: OMP_NUM_THREADS=1 before the command"
+    )
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -22,7 +22,7 @@ from detkit.config import CfgNode, ConfigError
 from detkit.data import DataError, ImageIndex, build_train_loader, build_training_data, load_dataset
 from detkit.distributed import barrier, broadcast_text, is_main
 from detkit.engine.anchor_coverage import anchor_coverage
-from detkit.engine.device import autocast_dtype, keep_large_blocks, precision_name, select_device
+from detkit.engine.device import advice_on_threads, autocast_dtype, keep_large_blocks, precision_name, select_device
 from detkit.engine.evaluate import Evaluated, TestSets, joined_results, show_results, write_predictions
 from detkit.engine.hooks import Checkpoints, Evaluation, Metrics
 from detkit.engine.pictures import FirstBatchPicture, write_pictures_and_report
@@ -38,6 +38,7 @@ from detkit.engine.run_folder import (
     held,
     new_run_folder,
     refuse_changed_config,
+    runs_of,
 )
 from detkit.engine.signals import StopSignal
 from detkit.engine.starting_weights import (
@@ -54,7 +55,7 @@ from detkit.files import write_atomically, write_text_atomically
 from detkit.log import JsonLines, LiveLine, get_logger, read_json_lines, setup_logging, truncate_json_lines
 from detkit.modeling import build_detector
 from detkit.registry import HOOKS
-from detkit.solver import Plan, build_optimizer, build_schedule, plan_of
+from detkit.solver import Plan, build_optimizer, build_schedule, plan_of, rate_text
 from detkit.structures import Batch
 
 logger = get_logger(__name__)
@@ -74,12 +75,14 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     with _removed_if_nothing_began(folder, is_resumed):
         setup_logging(folder if is_main() else None)
         if resume and not is_resumed:
-            logger.warning("--resume: there is no checkpoint to resume from; starting anew")
+            where = cfg.OUTPUT_DIR or f"{runs_of(cfg)}/<n>"
+            logger.warning("--resume: there is no checkpoint to resume from in %s; starting anew", where)
         if not is_resumed:
             weights_file(cfg)  # first of all: a large data set takes minutes to read
         index = build_training_data(cfg)
         _log_data(index, plan)
         trainer = _build_trainer(cfg, plan, index.class_names, device, is_resumed)
+        _log_rate_and_keys(cfg, plan, trainer)
         about_data = index.summary() + (_anchors_lines(cfg, index, trainer.detector) if is_main() else [])
         with values_are_the_configs():
             test_sets = TestSets(cfg, index.class_names)
@@ -119,7 +122,7 @@ def evaluate_only(cfg: CfgNode) -> dict[str, Any]:
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("--eval-only needs weights: give MODEL.WEIGHTS path/to/model_final.pth")
     if not cfg.DATASETS.TEST:
-        raise ConfigError("--eval-only needs data: DATASETS.TEST is empty")
+        raise ConfigError("--eval-only needs data, and DATASETS.TEST is empty: give DATASETS.TEST NAME")
     folder, _ = _folder_of_run(cfg, resume=False)
     with _removed_if_nothing_began(folder, is_resumed=False):
         setup_logging(folder if is_main() else None)
@@ -167,6 +170,9 @@ def _build_trainer(
         trainer = trainer_of(cfg, plan, placed(detector, device), device)
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     logger.info("%.1f M parameters to train, on %s in %s", trained / 1e6, device, precision_name(trainer.dtype))
+    advice = advice_on_threads(device)
+    if advice is not None:
+        logger.warning("%s", advice)
     return trainer
 
 
@@ -248,7 +254,8 @@ def _finish(
         )
         for text, command in next_steps:
             logger.info("%s\n    %s", text, command.replace("\n", "\n    "))
-        logger.info("results: %s\npictures: %s\nreport: %s", folder / RESULTS, folder / PICTURES, report)
+        measured = f"results: {folder / RESULTS}\n" if results else ""
+        logger.info("%spictures: %s\nreport: %s", measured, folder / PICTURES, report)
     barrier()
     return results
 
@@ -263,10 +270,11 @@ def _next_steps(cfg: CfgNode, folder: Path) -> list[tuple[str, str]]:
     script = f"from detkit.engine import Predictor\nprint(Predictor({str(weights)!r})(['picture.jpg'])[0].above(0.5))"
     if folders:
         script = f"from detkit.engine import import_projects\nimport_projects({folders})\n{script}"
-    return [
-        ("Detect in pictures of your own, in Python:", script),
-        ("Evaluate again, in a new folder (OUTPUT_DIR empty):", f"{_python()} tools/train_net.py {shlex.join(words)}"),
-    ]
+    steps = [("Detect in pictures of your own, in Python:", script)]
+    if cfg.DATASETS.TEST:
+        command = f"{_python()} tools/train_net.py {shlex.join(words)}"
+        steps.append(("Evaluate again, in a new folder (OUTPUT_DIR empty):", command))
+    return steps
 
 
 def _python() -> str:
@@ -335,6 +343,16 @@ def _log_data(index: ImageIndex, plan: Plan) -> None:
     for line in index.summary():
         logger.info("%s", line)
     logger.info("%s", plan.text)
+
+
+def _log_rate_and_keys(cfg: CfgNode, plan: Plan, trainer: Trainer) -> None:
+    text, is_rising = rate_text(trainer.schedule, plan)
+    logger.info("%s", text)
+    if is_rising:
+        logger.warning("the learning rate is highest at the last iteration: the warm-up is longer than the run")
+    in_vain = cfg.given_in_vain()
+    if in_vain:
+        logger.warning("set, but read by nothing, as the component is not chosen: %s", ", ".join(in_vain))
 
 
 def _anchors_lines(cfg: CfgNode, index: ImageIndex, detector: torch.nn.Module) -> list[str]:

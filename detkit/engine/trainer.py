@@ -61,7 +61,12 @@ class Trainer:
         if clip_gradients is not None and not clip_gradients > 0:
             raise ValueError(f"SOLVER.CLIP_GRADIENTS must be positive or None, and is {clip_gradients}")
         self.detector = detector
-        self.model: nn.Module = DistributedDataParallel(detector) if is_distributed() else detector
+        # Buffers are constants, or each rank's statistics, of which evaluation and checkpoints take the main rank's.
+        self.model: nn.Module = (
+            DistributedDataParallel(detector, broadcast_buffers=False, gradient_as_bucket_view=True)
+            if is_distributed()
+            else detector
+        )
         self.optimizer = optimizer
         self.schedule = schedule
         self.base_lr = base_lr

@@ -22,7 +22,7 @@ def results_table(results: Mapping[str, Any]) -> str:
         blocks.append(f"{task}\n" + _grid(list(measures), [[format_points(v) for v in measures.values()]]))
         if values.get("per_class"):
             blocks.append(_class_grid(values["per_class"]))
-    return "\n\n".join(blocks) if blocks else "no results: there is no ground truth to compare with"
+    return "\n\n".join(blocks) if blocks else "no results: no ground truth to compare with, or no evaluator"
 
 
 def flat_metrics(results: Mapping[str, Any]) -> dict[str, float | None]:

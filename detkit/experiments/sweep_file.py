@@ -185,7 +185,7 @@ class _Source:
             what = "is missing" if named is None else f"is {named!r}"
             raise self.fail(("BASE",), f"BASE {what}; it must name the config that the runs start from")
         if not Path(named).is_file():
-            raise self.fail(("BASE",), f"BASE names a config that is not there: {named} (it is relative to this file)")
+            raise self.fail(("BASE",), f"there is no file {named}, which BASE names, relative to this file")
         return Path(named)
 
     def _refuse_unknown(self, tree: Any, known: Sequence[str], path: tuple[str, ...]) -> None:

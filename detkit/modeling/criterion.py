@@ -104,7 +104,8 @@ class Criterion(nn.Module):
             loss_box = (box_NR.sum(1) / count_N).mean() * self.box_loss_weight
         else:
             normalizer = self._normalizer(is_foreground, selected_NR)
-            loss_cls = self.cls_loss(logits_NRK, labels_NR, "sum") / normalizer
+            loss_cls = _of_shape((), self.cls_loss(logits_NRK, labels_NR, "sum"), self.cls_loss, "reduction 'sum'")
+            loss_cls = loss_cls / normalizer
             loss_box = box_NR.sum() * self.box_loss_weight / normalizer
         return {
             "loss_cls": loss_cls,
@@ -138,10 +139,14 @@ class Criterion(nn.Module):
                     loss_NR = self._one_term(logits_NRK, labels_NR, parts)
                 else:
                     loss_NR = self.cls_loss(logits_NRK, labels_NR, "anchor")
+                    _of_shape(labels_NR.shape, loss_NR, self.cls_loss, "reduction 'anchor'")
                 return loss_NR + self.box_loss_weight * box_losses() if parts.endswith("+box") else loss_NR
 
         rng = functools.partial(counter_uniform, seeds_N, labels_NR.shape[1])
-        return self.sampler(labels_NR, anchors=anchors_R4, boxes=boxes, loss=loss, rng=rng)
+        selected_NR = self.sampler(labels_NR, anchors=anchors_R4, boxes=boxes, loss=loss, rng=rng)
+        if selected_NR.dtype != torch.bool:
+            raise TypeError(f"{type(self.sampler).__name__}: a sampler returns bool [N, R], not {selected_NR.dtype}")
+        return _of_shape(labels_NR.shape, selected_NR, self.sampler, "labels [N, R]")
 
     def _one_term(self, logits_NRK: Tensor, labels_NR: Tensor, parts: str) -> Tensor:
         """Return the term of the classification loss that belongs to an anchor's class, [N, R]; 0 where it is ignored.
@@ -152,9 +157,7 @@ class Criterion(nn.Module):
             terms_NRK = self.cls_loss(logits_NRK.float(), labels_NR, "none")  # in half precision, many would tie
             if terms_NRK.shape != logits_NRK.shape:
                 raise ValueError(f"shape {tuple(terms_NRK.shape)}, not that of the logits, {tuple(logits_NRK.shape)}")
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a loss does at a reduction that it does not know
+        except (TypeError, ValueError, LookupError, NotImplementedError) as error:  # of a reduction it does not know
             raise ValueError(
                 f"a sampler asked for the loss of {parts!r} (SCORE of OHEM), but {type(self.cls_loss).__name__} does "
                 f"not give its terms one by one: reduction 'none' (see CLS_LOSSES) ended in {error!r}. Add it to the "
@@ -192,3 +195,13 @@ class Criterion(nn.Module):
         if self.training:
             self.moving_normalizer.copy_(average)
         return average
+
+
+def _of_shape(shape: tuple[int, ...], value: Tensor, component: object, asked_for: str) -> Tensor:
+    """Return what a component returned; a ValueError that names it where its shape is not that of its contract."""
+    if value.shape != shape:
+        raise ValueError(
+            f"{type(component).__name__}: for {asked_for} it must return a tensor of shape {list(shape)} (see its "
+            f"socket in detkit/registry.py), and returned {list(value.shape)}"
+        )
+    return value

@@ -52,12 +52,12 @@ def suppress(candidates: Candidates, groups_NC: Tensor, *, nms_iou: float, max_d
 
     Boxes suppress one another within a group only: `groups_NC`, int64, holds the classes, the levels or the like.
     """
+    kept_NC = ops.nms_mask(candidates.boxes, candidates.scores, nms_iou, groups=groups_NC, quota=max_detections)
     detections = []
-    for boxes, scores, classes, groups in zip(*candidates, groups_NC, strict=True):
-        exists = scores > -torch.inf
-        boxes, scores, classes = boxes[exists], scores[exists], classes[exists]
-        kept = ops.batched_nms(boxes, scores, groups[exists], nms_iou, max_keep=max_detections)
-        detections.append(Detections(boxes[kept], scores[kept], classes[kept]))
+    for boxes, scores, classes, kept in zip(*candidates, kept_NC, strict=True):
+        found = kept.nonzero()[:, 0]
+        found = found[scores[found].sort(descending=True, stable=True).indices]
+        detections.append(Detections(boxes[found], scores[found], classes[found]))
     return detections
 
 
@@ -77,7 +77,8 @@ def to_original(boxes: Tensor, image_sizes: Tensor, original_sizes: Tensor, corn
 
 def without_empty(detections: Detections) -> Detections:
     """Drop the boxes without area and those that are not numbers."""
-    keep = (detections.boxes[:, 2:] > detections.boxes[:, :2]).all(-1)  # false for NaN, too
+    is_box = (detections.boxes[:, 2:] > detections.boxes[:, :2]).all(-1)  # false for NaN, too
+    keep = is_box.nonzero()[:, 0]  # one wait for the device, where each mask would be one
     return Detections(detections.boxes[keep], detections.scores[keep], detections.classes[keep])
 
 

@@ -49,7 +49,11 @@ def kernel_of_last_resort(name: str, run: Callable[..., Any]) -> Callable[..., A
 
     @functools.wraps(run)
     def kernel(*arguments: Any) -> Any:
-        device = next(a for a in arguments if isinstance(a, torch.Tensor)).device.type
+        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        device = tensors[0].device.type
+        kinds = {f"{tensor.layout} on {tensor.device.type}" for tensor in tensors}
+        if kinds != {f"{torch.strided} on {device}"}:  # whose kernel would be this one again
+            raise ValueError(f"{name}: tensors must be strided and on one device, and are {', '.join(sorted(kinds))}")
         backend, reason = backend_of(name, device)
         if backend != "reference":
             return getattr(torch.ops.detkit, name)(*arguments)

@@ -57,6 +57,16 @@ def build_optimizer(solver: CfgNode, model: nn.Module, base_lr: float) -> torch.
     return OPTIMIZERS.build(solver.OPTIMIZER, groups=groups, lr=base_lr)
 
 
+def rate_text(schedule: Callable[[int], float], plan: Plan) -> tuple[str, bool]:
+    """Return how the rate goes over a run, as one line, and whether it is highest at the last iteration alone."""
+    end = plan.max_iter - 1
+    points = [*range(0, end, max(end // 10_000, 1)), end]
+    top = max(points, key=schedule)  # the first of equals
+    first, highest, last = (plan.base_lr * schedule(i) for i in (0, top, end))
+    text = f"lr {first:.3g} at the start, {highest:.3g} at its highest (iteration {top}), {last:.3g} at the end"
+    return text, 0 < top == end
+
+
 def build_schedule(solver: CfgNode, plan: Plan) -> Callable[[int], float]:
     """Build SOLVER.LR_SCHEDULE: the factor of the base rate at each iteration."""
     return LR_SCHEDULES.build(solver.LR_SCHEDULE, max_iter=plan.max_iter, scale=plan.scale)

@@ -178,3 +178,25 @@ def test_copies_are_equal_and_apart(copier):
     other.merge_from_list(["SEED", "5"])
     assert (cfg.SEED, other.SEED) == (0, 5)
     assert other.option("SEED").type is int
+
+
+@pytest.mark.parametrize(
+    "text", ["1234e567", "1e5", "-.5", "1_000", "0x1f", "yes", "null", "~", "1:30", "2026-11-28", "=", "a: b"]
+)
+def test_text_is_text_again_after_it_was_written(text, tmp_path):
+    cfg = get_cfg()
+    cfg.merge_from_list(["OUTPUT_DIR", text, "DATASETS.TRAIN", (text,)])
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    again = get_cfg()
+    again.merge_from_file(tmp_path / "config.yaml")
+    assert text == again.OUTPUT_DIR
+    assert (text,) == again.DATASETS.TRAIN
+
+
+def test_keys_that_nothing_reads():
+    cfg = get_cfg()
+    assert cfg.given_in_vain() == []
+    cfg.merge_from_list(["SOLVER.OPTIMIZER.AdamW.BETA1=0.5", "SOLVER.OPTIMIZER.SGD.MOMENTUM", 0.8, "SEED=1"])
+    assert cfg.clone().given_in_vain() == ["SOLVER.OPTIMIZER.AdamW.BETA1"]
+    cfg.merge_from_list(["SOLVER.OPTIMIZER.NAME=AdamW"])
+    assert cfg.given_in_vain() == ["SOLVER.OPTIMIZER.SGD.MOMENTUM"]

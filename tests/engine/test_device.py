@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from detkit.config import ConfigError
-from detkit.engine.device import autocast_dtype, keep_large_blocks, peak_memory_mb, select_device
+from detkit.engine.device import advice_on_threads, autocast_dtype, keep_large_blocks, peak_memory_mb, select_device
 
 
 def test_cpu_and_refusals():
@@ -34,3 +34,16 @@ def test_precision(amx, avx512, monkeypatch):
 def test_memory():
     keep_large_blocks()
     assert peak_memory_mb(torch.device("cpu")) > 10
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "cores", "is_said"),
+    [(0.1, 2, 2, False), (2.0, 2, 2, True), (2.0, 1, 2, False), (12.0, 4, 16, False), (15.0, 16, 16, True)],
+)
+def test_threads_that_would_wait_for_busy_cores_are_said(load, threads, cores, is_said, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("detkit.engine.device.core_count", lambda: cores)
+    advice = advice_on_threads(torch.device("cpu"))
+    assert (advice is not None) == is_said
+    assert advice is None or f"load {load} on {cores} cores" in advice

@@ -288,7 +288,7 @@ def test_resume_refuses_changed_keys_and_lists_them(config, tmp_path):
 
 def test_resume_without_a_checkpoint_says_so_and_starts_anew(config, capsys, tmp_path):
     train(config("SOLVER.MAX_ITER=1"), resume=True)
-    assert "no checkpoint to resume from; starting anew" in capsys.readouterr().out
+    assert "no checkpoint to resume from in runs/tiny/<n>; starting anew" in capsys.readouterr().out
     assert (tmp_path / "runs" / "tiny" / "1" / "results.json").exists()
 
 

@@ -9,9 +9,16 @@ from detkit.modeling.anchors import AnchorGrid, retinanet_shapes
 from detkit.modeling.assigners import IoUAssigner
 from detkit.modeling.box_coder import BoxCoder
 from detkit.modeling.criterion import Criterion
-from detkit.modeling.losses import GIoU, SigmoidFocalLoss, SmoothL1
+from detkit.modeling.losses import (
+    BalancedCrossEntropy,
+    FocalLossStar,
+    GIoU,
+    HingeLoss,
+    SigmoidFocalLoss,
+    SmoothL1,
+)
 from detkit.modeling.random_numbers import counter_uniform
-from detkit.modeling.samplers import OHEM, AllAnchors, OHEM1to3
+from detkit.modeling.samplers import OHEM, AllAnchors, OHEM1to3, RandomSampler
 from detkit.registry import CLS_LOSSES
 from detkit.structures import Batch
 
@@ -174,12 +181,24 @@ def test_ignored_anchors_get_no_gradient_and_only_foreground_gets_one_for_its_bo
 
 
 @pytest.mark.parametrize(
-    ("counts", "sampler"), [((3, 1), AllAnchors()), ((0, 0), AllAnchors()), ((3, 1), OHEM1to3(K, score="term+box"))]
+    ("counts", "parts"),
+    [
+        ((3, 1), {}),
+        ((0, 0), {}),
+        ((3, 1), {"box_loss": GIoU()}),
+        ((3, 1), {"cls_loss": BalancedCrossEntropy()}),
+        ((3, 1), {"cls_loss": FocalLossStar()}),
+        ((3, 1), {"cls_loss": HingeLoss()}),
+        ((3, 1), {"sampler": RandomSampler(K)}),
+        ((3, 1), {"sampler": OHEM(K, within="label")}),
+        ((3, 1), {"sampler": OHEM(K, nms_threshold=None, per="batch", score="cls+box")}),
+        ((3, 1), {"sampler": OHEM1to3(K, score="term+box", boxes="predictions")}),
+    ],
 )
-def test_a_step_needs_no_value_from_the_device(counts, sampler):
+def test_a_step_needs_no_value_from_the_device(counts, parts):
     # Fake tensors have no values: `.item()`, boolean indexing or nonzero would raise here.
     outputs, batch = make_outputs(len(counts)), make_truth(*counts)
-    criterion = make_criterion(normalizer_momentum=0.9, sampler=sampler)
+    criterion = make_criterion(normalizer_momentum=0.9, **parts)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = [[mode.from_tensor(x.detach()).requires_grad_(x.requires_grad) for x in level] for level in outputs]
         batch = Batch(**{k: mode.from_tensor(v) for k, v in vars(batch).items()})
@@ -188,6 +207,13 @@ def test_a_step_needs_no_value_from_the_device(counts, sampler):
         sum(v for k, v in result.items() if k.startswith("loss_")).backward()
     assert all(value.shape == () for value in result.values())
     assert all(x.grad is not None and x.grad.shape == x.shape for x in [*fake[0], *fake[1]])
+    # The gradient of `prod`, say, looks at values only where there are any. So does one of ours, but on CPUs alone.
+    outputs, batch = make_outputs(len(counts)), make_truth(*counts)
+    with torch.profiler.profile() as profile:
+        result = make_criterion(normalizer_momentum=0.9, **parts)(*outputs, batch)
+        sum(v for k, v in result.items() if k.startswith("loss_")).backward()
+    waiting = [e for e in profile.events() if e.key in ("aten::_local_scalar_dense", "aten::nonzero")]
+    assert {e.cpu_parent.cpu_parent.cpu_parent.key for e in waiting} <= {"SumWithGradientBackward"}
 
 
 def test_half_precision_outputs_give_float32_losses():
@@ -443,3 +469,33 @@ def test_per_image_needs_no_value_from_the_device():
 def test_per_image_has_no_moving_average():
     with pytest.raises(ValueError, match="'per_image' .* normalizer_momentum must be 0 with it, not 0.9"):
         make_criterion(normalizer="per_image", normalizer_momentum=0.9)
+
+
+class NoSum(SigmoidFocalLoss):
+    def __call__(self, logits, labels, reduction):
+        return super().__call__(logits, labels, "anchor" if reduction == "sum" else reduction)
+
+
+class NoSelection:
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, labels, **offered):
+        return self.answer(labels)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"cls_loss": NoSum()}, r"NoSum: for reduction 'sum' it must return a tensor of shape \[\] .* \[2, 180\]"),
+        (
+            {"sampler": NoSelection(lambda x: x.float())},
+            r"NoSelection: a sampler returns bool \[N, R\], not torch.float",
+        ),
+        ({"sampler": NoSelection(lambda x: x[0] > 0)}, r"NoSelection: for labels \[N, R\] .* \[2, 180\] .* \[180\]"),
+    ],
+)
+def test_a_component_that_breaks_its_contract_is_named(parts, message):
+    outputs, batch = make_outputs(2), make_truth(3, 1)
+    with pytest.raises((TypeError, ValueError), match=message):
+        make_criterion(**parts)(*outputs, batch)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from detkit.config import ConfigError, get_cfg
-from detkit.solver import build_optimizer, build_schedule, plan_of
+from detkit.solver import Plan, build_optimizer, build_schedule, plan_of, rate_text
 from detkit.solver.optimizers import parameter_groups
 from detkit.solver.schedules import WarmupCosine, WarmupMultiStep
 
@@ -81,3 +81,19 @@ def test_optimizers_take_a_step(name):
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     assert not torch.equal(before, model.weight)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "max_iter", "text", "is_rising"),
+    [
+        (WarmupMultiStep(90000), 90000, "start, 0.01 at its highest (iteration 1000), 0.0001 at the end", False),
+        (WarmupMultiStep(6), 6, "1e-05 at the start, 6e-05 at its highest (iteration 5), 6e-05 at the end", True),
+        (WarmupMultiStep(1), 1, "1e-05 at the start, 1e-05 at its highest (iteration 0), 1e-05 at the end", False),
+        (WarmupMultiStep(50, warmup_iters=0), 50, "0.01 at its highest (iteration 0), 0.01 at the end", False),
+        (WarmupCosine(2000), 2000, "1e-05 at the start", False),
+    ],
+)  # fmt: skip
+def test_how_the_rate_goes_is_said(schedule, max_iter, text, is_rising):
+    said, rising = rate_text(schedule, Plan(0.01, max_iter, 1.0, ""))
+    assert text in said
+    assert rising == is_rising

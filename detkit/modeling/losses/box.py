@@ -40,10 +40,14 @@ class GIoU:
         boxes_M4 = coder.decode(deltas_M4, anchors_M4)
         low = torch.maximum(boxes_M4[..., :2], gt_boxes_M4[..., :2])
         high = torch.minimum(boxes_M4[..., 2:], gt_boxes_M4[..., 2:])
-        inter = (high - low).clamp(min=0).prod(-1)
+        inter = _area((high - low).clamp(min=0))
         union = box_area(boxes_M4) + box_area(gt_boxes_M4) - inter
         hull_low = torch.minimum(boxes_M4[..., :2], gt_boxes_M4[..., :2])
         hull_high = torch.maximum(boxes_M4[..., 2:], gt_boxes_M4[..., 2:])
-        hull = (hull_high - hull_low).prod(-1)
+        hull = _area(hull_high - hull_low)
         tiny = torch.finfo(hull.dtype).eps
         return 1 - inter / (union + tiny) + (hull - union) / (hull + tiny)
+
+
+def _area(sides_M2: Tensor) -> Tensor:
+    return torch.mul(*sides_M2.unbind(-1))  # not prod, whose gradient waits for the device to count zeros

@@ -64,8 +64,8 @@ class HardExamples:
         anchors_R4: Tensor,
         predictions: Callable[[], Tensor],
         loss: Callable[[str], Tensor],
-        kinds_NR: Tensor,
-        quota: list[int],
+        kinds_NR: Tensor | None,
+        quota: list[int] | int,
     ) -> tuple[Tensor, Tensor]:
         """Return what survives suppression, cut to the quotas, and the scores, both [N, R], or [1, N * R] per batch."""
         scores_NR = candidates(loss(self.score), is_assigned(labels_NR))
@@ -80,7 +80,8 @@ class HardExamples:
         if self.per == "image":
             return selected_NR, scores_NR
         pooled_1M = torch.where(selected_NR, scores_NR, -torch.inf).reshape(1, -1)
-        return first_of_kinds(pooled_1M, kinds_NR.reshape(1, -1), quota), pooled_1M
+        kinds_1M = None if kinds_NR is None else kinds_NR.reshape(1, -1)
+        return first_of_kinds(pooled_1M, kinds_1M, quota), pooled_1M
 
     def _groups(self, labels_NR: Tensor) -> Tensor | None:
         if self.within == "label":
@@ -125,8 +126,7 @@ class OHEM(HardExamples):
         rng: Callable[[], Tensor],
     ) -> Tensor:
         """Return the selection [N, R]; all survivors where there are fewer than B."""
-        kinds_NR = torch.zeros_like(labels_NR)
-        selected, _ = self._hardest(labels_NR, anchors, boxes, loss, kinds_NR, [self.batch_size])
+        selected, _ = self._hardest(labels_NR, anchors, boxes, loss, None, self.batch_size)
         return selected.reshape(labels_NR.shape)
 
 

@@ -21,8 +21,8 @@ def candidates(scores_NR: Tensor, are_candidates_NR: Tensor) -> Tensor:
     return torch.where(are_candidates_NR, scores_NR, -torch.inf)
 
 
-def first_of_kinds(scores_NR: Tensor, kinds_NR: Tensor, quota: list[int]) -> Tensor:
-    """Return a mask [N, R] of the first `quota[k]` candidates of each kind k in every row."""
+def first_of_kinds(scores_NR: Tensor, kinds_NR: Tensor | None, quota: list[int] | int) -> Tensor:
+    """Return a mask [N, R] of the first `quota[k]` candidates of each kind k in every row; of all, without kinds."""
     boxes_NR4 = scores_NR.new_zeros(*scores_NR.shape, 4)
     return ops.nms_mask(boxes_NR4, scores_NR, _SUPPRESSES_NOTHING, kinds=kinds_NR, quota=quota)
 
