@@ -95,15 +95,19 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         return _run(cfg, folder, trainer, test_sets, parts, is_resumed)
 
 
-def check_training(cfg: CfgNode, load: Callable[[str], ImageIndex] = load_dataset) -> None:
+def check_training(
+    cfg: CfgNode, load: Callable[[str], ImageIndex] = load_dataset, index: ImageIndex | None = None
+) -> ImageIndex:
     """Raise the ConfigError or DataError that train() would raise before it starts, without memory for weights.
 
     Left to train(): the device, HOOKS (which may open files when they are built), what is in the file of the weights,
-    and whether ranks can share the batch. `load` returns the index of a name.
+    and whether ranks can share the batch. `load` returns the index of a name; `index` is that of the same training
+    data, where it is known. Returns it.
     """
     plan, meta = plan_of(cfg.SOLVER), torch.device("meta")
     weights_file(cfg)
-    index = build_training_data(cfg, load)
+    if index is None:
+        index = build_training_data(cfg, load)
     with values_are_the_configs():
         with meta:
             detector = build_detector(cfg, num_classes=len(index.class_names))
@@ -113,6 +117,7 @@ def check_training(cfg: CfgNode, load: Callable[[str], ImageIndex] = load_datase
         TestSets(cfg, index.class_names, load)
         _train_loader(cfg, plan, index, 0)
         Checkpointer(CHECKPOINTS, cfg.SOLVER.KEEP_CHECKPOINTS)
+    return index
 
 
 def evaluate_only(cfg: CfgNode) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detkit.config import CfgNode, ConfigError
-from detkit.data import DataError, load_dataset
+from detkit.data import DataError, ImageIndex, load_dataset
 from detkit.engine.run_folder import TIMING, is_busy
 from detkit.engine.signals import StopSignal
 from detkit.engine.train import check_training
@@ -168,17 +168,21 @@ def run_sweeps(
 
 
 def check(studies: Sequence[Study]) -> None:
-    """Build what every run will train, without memory for weights, and read the index of each data set once.
+    """Build what every run will train that is not complete, without memory for weights; read each data set once.
 
     A mistake in any run (ConfigError, DataError) so ends the sweeps before the first run starts.
     """
     load = functools.cache(load_dataset)
-    for sweep, run in ((study.sweep, run) for study in studies for run in study.sweep.runs):
-        with _named(sweep, run):
-            for key in ("TRAIN", "TEST"):
-                if not run.cfg.DATASETS[key]:
-                    raise ConfigError(f"DATASETS.{key} is empty; a sweep trains and measures AP")
-            check_training(run.cfg, load)
+    indices: dict[str, ImageIndex] = {}  # of the training data, by the section that names them
+    for study in studies:
+        is_open = {t.run.name for t in study.trainings if not study.is_complete(t)}
+        for run in (run for run in study.sweep.runs if run.name in is_open):
+            with _named(study.sweep, run):
+                for key in ("TRAIN", "TEST"):
+                    if not run.cfg.DATASETS[key]:
+                        raise ConfigError(f"DATASETS.{key} is empty; a sweep trains and measures AP")
+                named = str(run.cfg.DATASETS)
+                indices[named] = check_training(run.cfg, load, indices.get(named))
 
 
 def refuse_clashes(studies: Sequence[Study]) -> None:
