@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # some network file systems
 
 
 def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
@@ -99,13 +103,13 @@ def locked(path: Path | str, on_wait: Callable[[], object] = lambda: None) -> It
     """Hold a lock by the name of a file, which is made and stays; yield whether another process held it before.
 
     `on_wait` is called where it does, before waiting. The lock is the kernel's (flock), so a process that dies leaves
-    none (a child that it forked meanwhile holds it too, while it lives). A system without flock goes on without a lock.
-    Raises OSError where the file cannot be made or locked, or is a symbolic link.
+    none (a child that it forked meanwhile holds it too, while it lives). A system or a file system without flock goes
+    on without a lock. Raises OSError where the file cannot be made, or is a symbolic link.
     """
     with contextlib.ExitStack() as stack:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         stack.callback(os.close, handle)
-        has_waited = False
+        has_waited, is_locked = False, True
         with contextlib.suppress(ImportError):  # Windows
             import fcntl
 
@@ -115,7 +119,12 @@ def locked(path: Path | str, on_wait: Callable[[], object] = lambda: None) -> It
                 has_waited = True
                 on_wait()
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            stack.callback(fcntl.flock, handle, fcntl.LOCK_UN)  # closing it would leave the lock to a forked child
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                is_locked = False
+            if is_locked:  # closing it would leave the lock to a forked child
+                stack.callback(fcntl.flock, handle, fcntl.LOCK_UN)
         yield has_waited
 
 

@@ -149,3 +149,12 @@ def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path, wri
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert error.value.errno == errno.EFBIG
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_goes_on_without(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path / "x.lock") as has_waited:
+        assert not has_waited

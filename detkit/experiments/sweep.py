@@ -60,6 +60,11 @@ class Training:
         rows = read_json_lines(self.folder / TIMING)
         return rows[-1]["iteration"] if rows else 0
 
+    def seconds_per_iteration(self) -> float:
+        """Return what an iteration takes lately; infinity before there is more than the first, which warms up."""
+        rows = read_json_lines(self.folder / TIMING)
+        return rows[-1]["seconds_per_iteration"] if len(rows) > 1 else float("inf")
+
 
 class Study:
     """A sweep in an output folder: `records/` and `work/` there are shared by all sweeps that are put there."""
@@ -289,12 +294,11 @@ class _Pool:
         return iterations * self._pace(reached) if iterations else 0.0
 
     def _pace(self, reached: Mapping[str, int]) -> float:
-        """Return the seconds of an iteration by the trainings that ended here, or those begun; infinity by none."""
+        """Return the seconds of an iteration by the trainings that ended here, or as those begun say; else infinity."""
         if self._trained[0]:
             return self._trained[1] / self._trained[0]
-        now = time.monotonic()
-        taken = [(now - since, reached[t.digest] - self._from[t.digest]) for t, ours, since in self.active if ours]
-        return max((seconds / iterations for seconds, iterations in taken if iterations > 0), default=float("inf"))
+        begun = [t for t, ours, _ in self.active if ours and reached[t.digest] > self._from[t.digest]]
+        return max((t.seconds_per_iteration() for t in begun), default=float("inf"))
 
     def stop(self) -> None:
         """Have all that was started save and end, at the same time; return when they have."""

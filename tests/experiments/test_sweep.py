@@ -214,7 +214,10 @@ def test_the_time_that_is_left_counts_iterations(sweep_file, folder, monkeypatch
         return pool.progress(waiting).split("eta ")[1].split("  ")[0]
 
     assert line() == "?"  # nothing has shown how fast it is
-    (study.trainings[0].folder / "timing.jsonl").write_text('{"iteration": 5, "seconds_per_iteration": 1}\n')
+    timing = study.trainings[0].folder / "timing.jsonl"
+    timing.write_text('{"iteration": 1, "seconds_per_iteration": 9}\n')
+    assert line() == "?"  # the first says little of the next
+    timing.write_text(timing.read_text() + '{"iteration": 5, "seconds_per_iteration": 2}\n')
     now[0] = 10.0
     assert line() == format_duration(70 * 2.0)  # two seconds an iteration; the longest, which waits, decides
     study.records.put(study.trainings[0].digest, Record("failed"))
