@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_locks: set[int] = set()  # open files of this process
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # some network file systems
 
 
@@ -26,13 +27,16 @@ def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> N
             write(file)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
+            if file.error is not None:  # which the writer kept to itself
+                raise file.error
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        if file.error is not None:
-            raise OSError(file.error.errno, file.error.strerror, str(path)) from error
+        of_disk = file.error or (error if isinstance(error, OSError) and error.filename is None else None)
+        if of_disk is not None and of_disk.errno is not None:
+            raise OSError(of_disk.errno, of_disk.strerror, str(path)) from error
         raise
     _sync_folder(path.parent)
 
@@ -102,12 +106,13 @@ def locked(path: Path | str, on_wait: Callable[[], object] = lambda: None) -> It
     """Hold a lock by the name of a file, which is made and stays; yield whether another process held it before.
 
     `on_wait` is called where it does, before waiting. The lock is the kernel's (flock), so a process that dies leaves
-    none (a child that it forked meanwhile holds it too, while it lives). A system or a file system without flock goes
-    on without a lock. Raises OSError where the file cannot be made, or is a symbolic link.
+    none, whatever it has forked. A system or a file system without flock goes on without a lock. Raises OSError where
+    the file cannot be made, or is a symbolic link.
     """
     with contextlib.ExitStack() as stack:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-        stack.callback(os.close, handle)
+        _locks.add(handle)
+        stack.callback(_close_lock, handle)
         has_waited, is_locked = False, True
         with contextlib.suppress(ImportError):  # Windows
             import fcntl
@@ -122,9 +127,25 @@ def locked(path: Path | str, on_wait: Callable[[], object] = lambda: None) -> It
                 if error.errno not in _NO_LOCKS:
                     raise
                 is_locked = False
-            if is_locked:  # closing it would leave the lock to a forked child
+            if is_locked:  # a process that is just being started may have the file open still
                 stack.callback(fcntl.flock, handle, fcntl.LOCK_UN)
         yield has_waited
+
+
+def _close_lock(handle: int) -> None:
+    if handle in _locks:
+        _locks.remove(handle)
+        os.close(handle)
+
+
+def _leave_locks_to_the_parent() -> None:
+    """Close, in a forked child, what would hold the locks of its parent after the parent's death."""
+    for handle in list(_locks):
+        _close_lock(handle)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 def new_numbered_folder(parent: Path | str) -> Path:

@@ -5,6 +5,7 @@ Every logger lives below "detkit". Only the main rank talks; the others stay sil
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -171,22 +172,32 @@ class JsonLines:
     def write(self, row: Mapping[str, Any]) -> None:
         """Append a row. A NaN or infinity, which JSON does not have, is a ValueError that names the file and the row.
 
-        Undefined values are None.
+        Undefined values are None. Of a row that the disk does not take (OSError) nothing stays in the file.
         """
         try:
             line = json.dumps(dict(row), allow_nan=False)
         except ValueError as error:
             raise ValueError(f"{self.path}: JSON cannot hold the row {dict(row)} ({error}); use None") from error
-        rest = line.encode() + b"\n"
-        try:
-            while rest:  # a disk that fills up takes a part
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        rest, end = line.encode() + b"\n", os.fstat(self._file.fileno()).st_size
+        with self._naming_the_file():
+            try:
+                while rest:  # a disk that fills up takes a part
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                os.ftruncate(self._file.fileno(), end)
+                raise
 
     def sync(self) -> None:
         """Return when everything written is on the disk."""
-        os.fsync(self._file.fileno())
+        with self._naming_the_file():
+            os.fsync(self._file.fileno())
+
+    @contextlib.contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
         """Sync and close the file. Further calls do nothing."""

@@ -3,7 +3,6 @@
 import errno
 import multiprocessing
 import os
-import resource
 import signal
 
 import numpy as np
@@ -140,6 +139,7 @@ def test_a_lock_without_a_folder_is_an_error_of_the_system(tmp_path):
 ])  # fmt: skip
 def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path, write):
     """Files may not grow beyond a limit here: torch makes a RuntimeError of what the system says."""
+    resource = pytest.importorskip("resource")  # not on Windows
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -158,3 +158,38 @@ def test_a_file_system_without_locks_goes_on_without(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     with locked(tmp_path / "x.lock") as has_waited:
         assert not has_waited
+
+
+def test_a_forked_child_does_not_hold_its_parents_lock(tmp_path):
+    """Loader processes outlive a run that was killed by some seconds."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork on this system")
+    path = tmp_path / "x.lock"
+    start, go = os.pipe()
+    parent = os.fork()
+    if not parent:
+        with locked(path):
+            child = os.fork()
+            if not child:
+                signal.pause()
+            os.write(go, str(child).encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(parent, 0)
+    child = int(os.read(start, 20))
+    try:
+        with locked(path) as has_waited:
+            assert not has_waited
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.close(start)
+        os.close(go)
+
+
+def test_an_error_of_fsync_names_the_file(tmp_path, monkeypatch):
+    def refuse(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.txt"):
+        write_text_atomically(tmp_path / "a.txt", "text")
+    assert not list(tmp_path.iterdir())

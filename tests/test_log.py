@@ -330,3 +330,19 @@ def test_the_root_logger_is_left_alone(tmp_path):
     before = list(logging.getLogger().handlers)
     setup_logging(tmp_path, io.StringIO())
     assert logging.getLogger().handlers == before
+
+
+def test_of_a_row_that_the_disk_does_not_take_nothing_stays(tmp_path):
+    resource = pytest.importorskip("resource")  # not on Windows
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "rows.jsonl"
+    with JsonLines(path) as rows:
+        rows.write({"a": 1})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+        try:
+            with pytest.raises(OSError, match=r"rows\.jsonl"):
+                rows.write({"b": "x" * 100})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        rows.write({"c": 3})
+    assert read_json_lines(path) == [{"a": 1}, {"c": 3}]

@@ -40,9 +40,9 @@ class Checkpointer:
         (NonFiniteWeightsError), and what could not be read back is (`refuse_unreadable`): the last good checkpoint
         stays the newest. Raises OSError, on the main rank, where it cannot be written.
         """
-        for name, tensor in state["model"].items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise NonFiniteWeightsError(f"not saved: '{name}' is not finite at iteration {state['iteration']}")
+        bad = json.loads(broadcast_text(json.dumps(_not_finite(state["model"]) if is_main() else None)))
+        if bad is not None:
+            raise NonFiniteWeightsError(f"not saved: '{bad}' is not finite at iteration {state['iteration']}")
         path = self.folder / f"model_{state['iteration']:08d}.pth"
         try:
             if is_main():
@@ -118,6 +118,12 @@ def refuse_unreadable(state: dict[str, Any]) -> None:
         "checkpoint. A state_dict() may hold tensors, numbers, text, and dicts, lists and tuples of them: convert it, "
         "by float() say."
     )
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds a NaN or an infinity."""
+    names = (name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all())
+    return next(names, None)
 
 
 def _reason_unreadable(value: Any) -> str | None:

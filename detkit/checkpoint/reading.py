@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
+
 from detkit.checkpoint import torch_file
 from detkit.checkpoint.arrays import ARRAY_CALLS, PickledArray
 from detkit.checkpoint.data_pickle import BoundedFile, UnsafePickleError, read_pickle
 from detkit.checkpoint.errors import CheckpointError, DamagedFileError
 
+_NO_MEMORY = ("can't allocate memory", "not enough memory")  # of torch's RuntimeError, on a CPU
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 _LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of torch_file.LEGACY_MAGIC
 _STRANGERS = (
@@ -50,7 +53,9 @@ def load_file(path: Path | str) -> dict[str, Any]:
         except Exception as error:  # zipfile, torch and safetensors raise many kinds for a damaged file
             reason = str(error).split("\n")[0][:200]
             # An error of the disk or of memory says nothing of the file; a seek that a wrong length asked for does.
-            of_system = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL)
+            of_system = isinstance(error, OSError) and error.errno != errno.EINVAL
+            of_system = of_system or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            of_system = of_system or any(text in str(error) for text in _NO_MEMORY)
             raise (CheckpointError if of_system else DamagedFileError)(
                 f"{path}: cannot be read as a file of weights ({type(error).__name__}: {reason})"
             ) from error

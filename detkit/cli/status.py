@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -43,11 +44,12 @@ def status_of(work: Callable[[], int | None], *, also: tuple[type[Exception], ..
         status = work() or 0
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # of `| head`, which has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so once more at its end
-        return 0
+    except BrokenPipeError:
+        if not _is_stdout_gone():
+            raise
+        return 0  # `| head` has read enough
     except (*users, *also) as error:
-        sys.stdout.flush()  # so that a pipe has the lines in order
+        _is_stdout_gone()  # flushed, so that a pipe has the lines in order
         print(f"error: {error}", file=sys.stderr)
     except torch.OutOfMemoryError as error:
         print(f"error: {error}\n{_LESS_MEMORY}", file=sys.stderr)
@@ -56,3 +58,22 @@ def status_of(work: Callable[[], int | None], *, also: tuple[type[Exception], ..
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
     return 2
+
+
+def _is_stdout_gone() -> bool:
+    """Flush standard output; return whether nobody reads it any more, and send what follows nowhere."""
+    try:
+        sys.stdout.flush()
+        handle = sys.stdout.fileno()
+    except BrokenPipeError:
+        is_gone = True
+    except (OSError, ValueError):  # a stream without a file, or closed
+        return False
+    else:  # after a failed write there may be nothing left to flush
+        poll = select.poll() if hasattr(select, "poll") else None  # not on Windows
+        if poll is not None:
+            poll.register(handle, 0)
+        is_gone = poll is not None and any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so once more at its end
+    return is_gone

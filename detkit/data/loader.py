@@ -124,6 +124,7 @@ class Loader:
             pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else torch would draw a seed from the global state
             multiprocessing_context="fork" if fork else None,
+            worker_init_fn=_leave_the_group,
         )
         for item in items_of(loader):
             if isinstance(item, DataError):
@@ -162,6 +163,12 @@ def workers_on(cores: int) -> int:
 def core_count() -> int:
     """Return the cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _leave_the_group(_: int) -> None:
+    """Keep from a worker the signals to a whole group (torchrun's, a terminal's Ctrl-C): the run may still save."""
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
 
 
 def _unchanged(item: Any) -> Any:

@@ -10,7 +10,6 @@ import sys
 import torch
 
 from detkit.config import ConfigError
-from detkit.data.loader import core_count
 from detkit.distributed import is_distributed, local_rank
 
 
@@ -37,10 +36,12 @@ def select_device(name: str) -> torch.device:
 def advice_on_threads(device: torch.device) -> str | None:
     """Return what to do where other processes need the cores that this one's threads would wait for one another on."""
     threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1 or not hasattr(os, "getloadavg"):
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows; some containers
         return None
-    load, cores = os.getloadavg()[0], core_count()
-    if load + threads <= 1.5 * cores:
+    cores = os.cpu_count() or 1  # the load is that of all, whatever this process may use
+    if device.type != "cpu" or threads == 1 or load + threads <= 1.5 * cores:
         return None
     return (
         f"other work keeps this machine busy (load {load:.1f} on {cores} cores), and {threads} threads that wait for "

@@ -1,6 +1,7 @@
 """The built-in hooks. train() runs them in this order: metrics, the user's hooks, checkpoints, evaluation.
 
-A hook gets the trainer at four points: before_train, before_step, after_step, after_train (not after an error).
+A hook gets the trainer at five points: before_train, before_step, after_step, after_train (not after an error), and
+on_data_error.
 """
 
 from __future__ import annotations
@@ -57,12 +58,13 @@ class Metrics:
 
     def flush(self, trainer: Trainer) -> None:
         """Bring the waiting losses to the host, look that they are finite, write and show them."""
-        if not self._waiting:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
             return
-        names = list(self._waiting[0][1])
-        table = torch.stack([torch.stack([losses[n].float() for n in names]) for _, losses, _, _ in self._waiting])
+        names = list(waiting[0][1])
+        table = torch.stack([torch.stack([losses[n].float() for n in names]) for _, losses, _, _ in waiting])
         rows = all_reduce_mean(table).cpu()
-        for mine, values, (iteration, _, lr, image_ids) in zip(table, rows, self._waiting, strict=True):
+        for mine, values, (iteration, _, lr, image_ids) in zip(table, rows, waiting, strict=True):
             losses = dict(zip(names, values, strict=True))
             if is_distributed() and not are_finite(losses):  # all ranks see it, and gather the pictures that it is of
                 is_mine = not are_finite(dict(zip(names, mine, strict=True)))
@@ -71,8 +73,7 @@ class Metrics:
             if self.metrics is not None:
                 numbers = {n: float(v) if bool(torch.isfinite(v)) else None for n, v in losses.items()}
                 self.metrics.write({"iteration": iteration, **numbers, "lr": lr})
-        self._time(trainer, len(self._waiting), dict(zip(names, rows.mean(0).tolist(), strict=True)))
-        self._waiting = []
+        self._time(trainer, len(waiting), dict(zip(names, rows.mean(0).tolist(), strict=True)))
 
     def pause(self, seconds: float) -> None:
         """Leave a time span (an evaluation, say) out of the seconds per iteration."""
@@ -181,10 +182,7 @@ class Checkpoints:
         if last or stop:
             self.save(trainer)
         elif any(trainer.iteration % period == 0 for period in self._periods):
-            try:
-                self.save(trainer)
-            except OSError as error:
-                get_logger(__name__).warning("no checkpoint of iteration %d: %s", trainer.iteration, error)
+            self.save(trainer, must=False)
         if stop:
             get_logger(__name__).warning("told to stop: saved at iteration %d; --resume goes on", trainer.iteration)
             raise SystemExit(128 + signal.SIGTERM)
@@ -197,10 +195,11 @@ class Checkpoints:
                 "saved at iteration %d; when the cause is mended, --resume goes on", trainer.iteration
             )
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer, must: bool = True) -> None:
         """Write what is waiting for metrics.jsonl, then the checkpoint, so that the file covers the checkpoint.
 
-        Weights that are not finite are a NonFiniteLossError: the loss of the next step would be the same.
+        Unless it `must` be, a checkpoint that cannot be written is said. Weights that are not finite are a
+        NonFiniteLossError: the loss of the next step would be the same.
         """
         self._metrics.flush(trainer)
         if self._metrics.metrics is not None:
@@ -209,3 +208,7 @@ class Checkpoints:
             self._checkpointer.save({**trainer.state_dict(), **self._extra})
         except NonFiniteWeightsError as error:
             raise NonFiniteLossError(f"the weights are not finite: {error}. {WHAT_HELPS}", trainer.iteration) from error
+        except OSError as error:  # of the main rank, when all have passed the checkpoint
+            if must:
+                raise
+            get_logger(__name__).warning("no checkpoint of iteration %d: %s", trainer.iteration, error)

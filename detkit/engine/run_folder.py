@@ -82,9 +82,10 @@ def new_run_folder(cfg: CfgNode, resume: bool = False) -> Path:
     folder = Path(cfg.OUTPUT_DIR)
     has_saved = (folder / RESULTS).exists() or Checkpointer(folder / CHECKPOINTS).has_any()
     if has_saved or (not resume and any((folder / name).exists() for name in (METRICS, CHECKPOINTS))):
+        way = "no checkpoint of it is left to go on from" if resume else "continue it with --resume"
         raise ConfigError(
-            f"OUTPUT_DIR {folder} holds a run already: continue it with --resume, or name another folder (an empty "
-            "OUTPUT_DIR makes a new one each time)"
+            f"OUTPUT_DIR {folder} holds a run already: {way}, or name another folder (an empty OUTPUT_DIR makes a new "
+            "one each time)"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder):  # another process's run may not have saved yet

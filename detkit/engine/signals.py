@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import TracebackType
 
@@ -29,6 +30,8 @@ class StopSignal:
     def _note(self, number: int, _: object) -> None:
         if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            os.write(2, b"\nsaving first; Ctrl-C again ends it at once\n")  # print may be what it interrupted
         self.received = True
 
     def __exit__(

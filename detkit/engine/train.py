@@ -199,7 +199,9 @@ def trainer_of(cfg: CfgNode, plan: Plan, detector: nn.Module, device: torch.devi
 def _run(
     cfg: CfgNode, folder: Path, trainer: Trainer, test_sets: TestSets, parts: _Parts, is_resumed: bool
 ) -> dict[str, Any]:
-    state = parts.checkpointer.load_newest() if is_resumed else None
+    state, data = parts.checkpointer.load_newest() if is_resumed else None, parts.index.identity()
+    if state:
+        _refuse_other_data(folder, state.get("data", data), data)
     done_at = _cut_rows_after(folder, state["iteration"]) if state else set()
     outcomes: list[Evaluated] = []
 
@@ -209,9 +211,6 @@ def _run(
         return joined_results(outcomes)
 
     class_names = parts.index.class_names
-    data = parts.index.identity()
-    if state:
-        _refuse_other_data(folder, state.get("data", data), data)
     extra = {"class_names": list(class_names), "config": cfg.dump(), "data": data, **about_weights(trainer.detector)}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())

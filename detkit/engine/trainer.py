@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,10 @@ from detkit.structures import Batch
 logger = get_logger(__name__)
 
 
+_OF_DDP = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 has a new name for it
+_NO_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OF_DDP else "broadcast_buffers": False
+}
 WHAT_HELPS = "A lower SOLVER.BASE_LR, a longer warm-up (WARMUP_ITERS) or SOLVER.CLIP_GRADIENTS 10 usually help"
 
 
@@ -63,7 +68,7 @@ class Trainer:
         self.detector = detector
         # Buffers are constants, or each rank's statistics, of which evaluation and checkpoints take the main rank's.
         self.model: nn.Module = (
-            DistributedDataParallel(detector, broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallel(detector, gradient_as_bucket_view=True, **_NO_BUFFERS)
             if is_distributed()
             else detector
         )
@@ -153,8 +158,9 @@ class Trainer:
         A state of a run that another machine, or another share of it, computed in another way is warned of.
         """
         before, now = state.get("numerics", {}), self._numerics()
-        changes = [f"{name} {before[name]} so far, {now[name]} now" for name in now if before.get(name) != now[name]]
-        if before and changes:
+        both = [name for name in now if name in before]
+        changes = [f"{name} {before[name]} so far, {now[name]} now" for name in both if before[name] != now[name]]
+        if changes:
             logger.warning("from here on the run differs from an unbroken one by rounding: %s", "; ".join(changes))
         self.iteration = state["iteration"]
         self.detector.load_state_dict(state["model"])

@@ -287,7 +287,7 @@ class _Pool:
         return f"{ended}/{self.total} ended  eta {format_duration(self._left(waiting, reached))}  {now}"
 
     def _left(self, waiting: Collection[Training], reached: Mapping[str, int]) -> float:
-        """Return the seconds to the end, by what an iteration takes, evaluation included."""
+        """Return the seconds to the end, by what an iteration takes."""
         each = [t.iterations - reached[t.digest] for t, _, _ in self.active]
         each += [t.iterations - self._from[t.digest] for t in waiting]
         iterations = max([sum(each) / self.slots.count, *each])

@@ -100,7 +100,8 @@ class Criterion(nn.Module):
         box_NR = box_losses() * is_regressed
         if self.normalizer == "per_image":
             count_N = is_foreground.sum(1).clamp(min=1)
-            loss_cls = (self.cls_loss(logits_NRK, labels_NR, "anchor").sum(1) / count_N).mean()
+            cls_NR = self.cls_loss(logits_NRK, labels_NR, "anchor")
+            loss_cls = (_of_shape(labels_NR.shape, cls_NR, self.cls_loss, "reduction 'anchor'").sum(1) / count_N).mean()
             loss_box = (box_NR.sum(1) / count_N).mean() * self.box_loss_weight
         else:
             normalizer = self._normalizer(is_foreground, selected_NR)
@@ -175,6 +176,7 @@ class Criterion(nn.Module):
         # An anchor without a ground truth is its own target: any loss is then finite there, and so is its gradient.
         targets_NR4 = torch.where(is_foreground[..., None], targets_NR4, anchors_R4)
         losses_NR = self.box_loss(deltas_NR4, anchors_R4.expand_as(targets_NR4), targets_NR4, self.box_coder)
+        _of_shape(is_foreground.shape, losses_NR, self.box_loss, "boxes [N, R, 4]")
         return torch.where(is_foreground, losses_NR, 0.0)
 
     @torch.no_grad()

@@ -26,6 +26,7 @@ _PALETTE: tuple[Color, ...] = (
 )
 _PAPER, _INK, _HALO = (250, 250, 250), (30, 30, 30), (0, 0, 0, 150)
 _FONT_SIZE = 13
+_OUTSIDE = 8  # pixels
 
 
 def class_color(number: int) -> Color:
@@ -65,6 +66,8 @@ def draw_boxes(
     they show on any ground. Boxes may reach out of the picture, and there may be none.
     """
     picture = Image.fromarray(image).convert("RGB")
+    limits = [side + _OUTSIDE for side in picture.size] * 2  # what lies far outside looks as if just outside, sooner
+    boxes = np.clip(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), -_OUTSIDE, limits)
     pen = ImageDraw.Draw(picture, "RGBA")
     for box, color in reversed(list(zip(boxes.tolist(), colors, strict=True))):
         _draw_outline(pen, box, color, width)
@@ -132,7 +135,7 @@ def _is_known(character: str) -> bool:
 
 def _draw_outline(pen: ImageDraw.ImageDraw, box: Sequence[float], color: Color, width: int) -> None:
     x0, y0, x1, y1 = (round(v) for v in box)
-    x1, y1 = max(x0, x1 - 1), max(y0, y1 - 1)  # the last pixel inside
+    x1, y1 = max(x0, x1 - 1), max(y0, y1 - 1)  # the last pixel inside; a box of swapped corners is a dot
     if width > 1:  # the rim lies outside, so that it hides nothing of the object
         pen.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=_HALO, width=1)
     pen.rectangle((x0, y0, x1, y1), outline=color if width > 1 else (*color, 170), width=width)

@@ -74,7 +74,14 @@ def test_what_is_saved_can_be_read_back(tmp_path):
     assert load_file(path)["hooks"]["a"][1] == hooks["a"][1]
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.EIO, "Input/output error"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:125] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_an_error_of_the_system_says_nothing_of_the_file(tmp_path, error, monkeypatch):
     checkpointer = Checkpointer(tmp_path)
     for i in (1, 2):

@@ -62,3 +62,11 @@ def test_a_reader_that_has_read_enough_is_no_error():
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(60) == 0
+
+
+def test_another_broken_pipe_is_an_error():
+    def fail():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        status_of(fail)

@@ -83,17 +83,21 @@ def test_two_processes_resume_where_the_evaluation_is_already_written(command, t
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == rows
 
 
-def test_two_processes_told_to_stop_save_and_end(command, tmp_path):
-    """Whatever LOG_PERIOD is: torchrun kills them after half a minute. SIGUSR1 it passes on only when told so."""
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGUSR1, 0), (signal.SIGTERM, 2)])
+def test_two_processes_told_to_stop_save_and_end(command, tmp_path, number, workers):
+    """Whatever LOG_PERIOD is: torchrun kills them after half a minute. SIGUSR1 it passes on only when told so, and
+    every signal to the whole group of a rank, where loader processes would die of it.
+    """
     folder = tmp_path / "run"
     process = command("--num-gpus", 2, "DEVICE=cpu", "SOLVER.MAX_ITER=100000", "LOG_PERIOD=100000",
+                      f"DATALOADER.NUM_WORKERS={workers}",
                       "SOLVER.CHECKPOINT_PERIOD=0", "TEST.EVAL_PERIOD=0", f"OUTPUT_DIR={folder}")  # fmt: skip
     rows = folder / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (rows.exists() and rows.read_bytes()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert "told to stop: saved at iteration" in output
     (checkpoint,) = (folder / "checkpoints").glob("model_0*.pth")

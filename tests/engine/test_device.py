@@ -43,7 +43,7 @@ def test_memory():
 def test_threads_that_would_wait_for_busy_cores_are_said(load, threads, cores, is_said, monkeypatch):
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    monkeypatch.setattr("detkit.engine.device.core_count", lambda: cores)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
     advice = advice_on_threads(torch.device("cpu"))
     assert (advice is not None) == is_said
     assert advice is None or f"load {load} on {cores} cores" in advice

@@ -101,7 +101,7 @@ def test_killed_and_resumed_is_the_unbroken_run_bit_for_bit(command, tmp_path, w
         process = command("--resume", *run, f"OUTPUT_DIR={broken}")
         wait_for_rows(process, broken / "metrics.jsonl", rows)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()  # not for its loader processes, which end some seconds later
     assert not (broken / "results.json").exists()
     process = command("--resume", *run, f"OUTPUT_DIR={broken}")
     output, errors = process.communicate(timeout=120)
@@ -122,6 +122,17 @@ def test_told_to_stop_saves_and_exits_143(command, tmp_path, number):
     assert "told to stop: saved at iteration" in output
     state = load_file(next((folder / "checkpoints").glob("model_0*.pth")))
     assert len(read_json_lines(folder / "metrics.jsonl")) >= state["iteration"]
+
+
+@pytest.mark.parametrize("there", [{"precision": "fp32", "device": "cuda", "processes": 1}, {}, {"CPU": "some"}])
+def test_a_run_of_another_kind_of_device_goes_on(config, tmp_path, there):
+    run = ("SOLVER.MAX_ITER=1", "TEST.EVAL_PERIOD=0", f"OUTPUT_DIR={tmp_path / 'run'}")
+    train(config(*run))
+    path = tmp_path / "run/checkpoints/model_00000001.pth"
+    torch.save({**load_file(path), "numerics": there}, path)
+    train(config(*run), resume=True)
+    said = "differs from an unbroken one by rounding" in (tmp_path / "run/log.txt").read_text()
+    assert said == bool(there)
 
 
 def test_a_second_interrupt_ends_at_once():

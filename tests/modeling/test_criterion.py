@@ -476,6 +476,15 @@ class NoSum(SigmoidFocalLoss):
         return super().__call__(logits, labels, "anchor" if reduction == "sum" else reduction)
 
 
+class NoRows(SigmoidFocalLoss):
+    def __call__(self, logits, labels, reduction):
+        return super().__call__(logits, labels, "none" if reduction == "anchor" else reduction)
+
+
+def mean_of_boxes(deltas, anchors, truth, coder):
+    return (deltas - coder.encode(anchors, truth)).abs().mean()
+
+
 class NoSelection:
     def __init__(self, answer):
         self.answer = answer
@@ -488,6 +497,8 @@ class NoSelection:
     ("parts", "message"),
     [
         ({"cls_loss": NoSum()}, r"NoSum: for reduction 'sum' it must return a tensor of shape \[\] .* \[2, 180\]"),
+        ({"cls_loss": NoRows(), "normalizer": "per_image"}, r"NoRows: for reduction 'anchor' .* \[2, 180, 3\]"),
+        ({"box_loss": mean_of_boxes}, r"function: for boxes \[N, R, 4\] .* shape \[2, 180\] .* returned \[\]"),
         (
             {"sampler": NoSelection(lambda x: x.float())},
             r"NoSelection: a sampler returns bool \[N, R\], not torch.float",

@@ -148,3 +148,13 @@ def test_an_empty_grid_is_refused():
 def test_png(read_png):
     image = np.random.default_rng(1).integers(0, 255, (11, 7, 3), dtype=np.uint8)
     assert (read_png(png_bytes(image)) == image).all()
+
+
+def test_boxes_far_outside_and_swapped_corners_are_drawn_at_once():
+    image = np.zeros((40, 60, 3), np.uint8)
+    boxes = np.array([[5, 5, 1e30, 1e30], [-1e9, -1e9, 1e9, 1e9], [30, 30, 10, 10], [1e30, 1e30, 2e30, 2e30]])
+    drawn = draw_boxes(image, boxes, colors=[(255, 0, 0)] * 4, texts=["a", "b", "c", "d"])
+    near = draw_boxes(image, np.clip(boxes, -20, 90), colors=[(255, 0, 0)] * 4, texts=["a", "b", "c", "d"])
+    assert drawn.shape == image.shape
+    assert (drawn == near).all()
+    assert drawn.any()
