@@ -22,7 +22,7 @@ _PACKAGES = ("detkit", "torch", "numpy", "pillow", "pycocotools")
 def describe_environment() -> dict[str, str]:
     """Return what a bug report needs: versions, devices, compilers, settings; "none" for what is missing."""
     found = {"python": f"{platform.python_version()} ({sys.executable})", "platform": platform.platform()}
-    found |= {name: _version(name) for name in _PACKAGES}
+    found |= {name: version_of(name) for name in _PACKAGES}
     found["CUDA of torch"] = torch.version.cuda or "none"
     found["GPU"] = ", ".join(_gpus()) or "none"
     found["CPU capability"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
@@ -96,7 +96,8 @@ def _backend(name: str, device: str) -> tuple[str, str]:
     return backend, " ".join(why.split())  # a compiler's message has many lines
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return the version of an installed package; "none" for one that is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -47,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage)
         return 0
     if argv[:1] == ["--version"]:
-        from detkit.env import describe_environment
+        from detkit.env import version_of
 
-        print(f"detkit {describe_environment()['detkit']}")
+        print(f"detkit {version_of('detkit')}")
         return 0
     if argv:
         near = near_misses(argv[0], commands)

@@ -226,7 +226,8 @@ def _packed(
 
 def _judged(index: ImageIndex) -> ImageIndex:
     """Drop the boxes that are no boxes, and note what evaluation keeps and training does not."""
-    index = index.without_boxes(~_all(np.isfinite(index.boxes)), "with a coordinate that is not a finite number")
+    is_finite = np.asarray(np.isfinite(index.boxes).all(1))
+    index = index.without_boxes(~is_finite, "with a coordinate that is not a finite number")
     unusable = sum(int(mask.sum()) for mask in index.unusable_boxes().values())
     notes = {
         "boxes without an area, or wholly outside of the picture": unusable,
@@ -241,11 +242,6 @@ def _areas(boxes: NDArray[np.float64], given: NDArray[np.float64]) -> NDArray[np
     sides = boxes[:, 2:] - boxes[:, :2]
     usable = (given >= 0) & (given < _LARGEST_AREA)
     return np.where(usable, given, np.clip(sides[:, 0] * sides[:, 1], 0, _LARGEST_AREA))
-
-
-def _all(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return whether all of a row is true, [B]."""
-    return np.asarray(mask.all(1))
 
 
 def _with_sizes(found: Found, scan: Scan, root: str, report: ReadReport) -> ReadReport:

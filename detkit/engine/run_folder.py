@@ -6,16 +6,16 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from detkit.checkpoint import Checkpointer
 from detkit.config import KEYS_FREE_ON_RESUME, CfgNode, ConfigError, get_cfg
+from detkit.data import DataError
 from detkit.files import locked, new_numbered_folder
 
 CONFIG, RESULTS, PREDICTIONS = "config.yaml", "results.json", "predictions.json"
 METRICS, TIMING, CHECKPOINTS, PICTURES = "metrics.jsonl", "timing.jsonl", "checkpoints", "pictures"
 LOCK = ".lock"
-
-
 _LONGEST_LOOK = 1.0  # seconds
 _held: set[Path] = set()  # by this process
 
@@ -121,6 +121,16 @@ def refuse_changed_config(folder: Path, cfg: CfgNode) -> None:
             + "\n".join(changed)
             + "\nSet them back, choose another run to resume (OUTPUT_DIR runs/<config>/<n>), or start a new run from "
             "its weights (MODEL.WEIGHTS)."
+        )
+
+
+def refuse_other_data(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise DataError where the training data are not those that a run began with."""
+    changed = [f"{name}: {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+    if changed:
+        raise DataError(
+            f"{folder}: --resume continues the same run, and the training data are not those that it began with "
+            f"({'; '.join(changed)}). Put them back, or start a new run from its weights (MODEL.WEIGHTS)."
         )
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from detkit.checkpoint import FINAL, Checkpointer, about_weights
 from detkit.config import CfgNode, ConfigError
-from detkit.data import DataError, ImageIndex, build_train_loader, build_training_data, load_dataset
+from detkit.data import ImageIndex, build_train_loader, build_training_data, load_dataset
 from detkit.distributed import barrier, broadcast_text, is_main
 from detkit.engine.anchor_coverage import anchor_coverage
 from detkit.engine.device import advice_on_threads, autocast_dtype, keep_large_blocks, precision_name, select_device
@@ -38,6 +38,7 @@ from detkit.engine.run_folder import (
     held,
     new_run_folder,
     refuse_changed_config,
+    refuse_other_data,
     runs_of,
 )
 from detkit.engine.signals import StopSignal
@@ -201,7 +202,7 @@ def _run(
 ) -> dict[str, Any]:
     state, data = parts.checkpointer.load_newest() if is_resumed else None, parts.index.identity()
     if state:
-        _refuse_other_data(folder, state.get("data", data), data)
+        refuse_other_data(folder, state.get("data", data), data)
     done_at = _cut_rows_after(folder, state["iteration"]) if state else set()
     outcomes: list[Evaluated] = []
 
@@ -321,16 +322,6 @@ def _folder_of_run(cfg: CfgNode, resume: bool) -> tuple[Path, bool]:
     text = broadcast_text(json.dumps([str(folder), is_resumed]))
     name, is_resumed = json.loads(text)
     return Path(name), is_resumed
-
-
-def _refuse_other_data(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise DataError where the training data are not those that a run began with."""
-    changed = [f"{name}: {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
-    if changed:
-        raise DataError(
-            f"{folder}: --resume continues the same run, and the training data are not those that it began with "
-            f"({'; '.join(changed)}). Put them back, or start a new run from its weights (MODEL.WEIGHTS)."
-        )
 
 
 def _cut_rows_after(folder: Path, iteration: int) -> set[int]:

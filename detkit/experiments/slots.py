@@ -18,8 +18,7 @@ from detkit.config import ConfigError
 from detkit.data.loader import core_count, workers_on
 from detkit.engine.launch import signals_that_torchrun_passes_on
 from detkit.engine.run_folder import is_busy
-from detkit.experiments import worker
-from detkit.experiments.worker import BUSY
+from detkit.experiments.worker import BUSY, STOPPED_MARK
 
 OUTPUT = "output.txt"
 _OUT_OF_MEMORY = "as the system does to a process when memory ends"
@@ -126,7 +125,7 @@ class _LocalRun:
 def _meaning(status: int, folder: Path) -> str:
     if status == BUSY or (status == 1 and is_busy(folder)):  # 1: torchrun's, whatever its processes end with
         return HELD
-    if status in (128 + signal.SIGTERM, -signal.SIGTERM) or (status == 1 and (folder / worker.STOPPED).exists()):
+    if status in (128 + signal.SIGTERM, -signal.SIGTERM) or (status == 1 and (folder / STOPPED_MARK).exists()):
         return STOPPED
     if status < 0:
         name = signal.Signals(-status).name

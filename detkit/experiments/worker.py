@@ -31,7 +31,7 @@ from detkit.files import write_text_atomically
 from detkit.log import read_json_lines
 
 JOB = "job.json"
-STOPPED = ".stopped"  # a file: told to stop, it saved; torchrun does not pass on the status of its processes
+STOPPED_MARK = ".stopped"  # a file: told to stop, it saved; torchrun does not pass on the status of its processes
 BUSY = 75  # exit status: another process holds the run
 _ABOUT_MACHINE = ("detkit", "torch", "GPU", "CPU capability")
 
@@ -164,7 +164,7 @@ def main(path: Path) -> int:
     """Do a job and return the exit status: 0, 1 where something is left to do, BUSY where another process holds it."""
     if hasattr(signal, "SIGUSR2"):  # SLURM sends to every process of a job what is for submitit alone
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    stopped = path.parent / STOPPED
+    stopped = path.parent / STOPPED_MARK
     stopped.unlink(missing_ok=True)
     try:
         return int(not run_job(path)[1])

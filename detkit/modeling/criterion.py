@@ -100,13 +100,11 @@ class Criterion(nn.Module):
         box_NR = box_losses() * is_regressed
         if self.normalizer == "per_image":
             count_N = is_foreground.sum(1).clamp(min=1)
-            cls_NR = self.cls_loss(logits_NRK, labels_NR, "anchor")
-            loss_cls = (_of_shape(labels_NR.shape, cls_NR, self.cls_loss, "reduction 'anchor'").sum(1) / count_N).mean()
+            loss_cls = (self._cls_loss(logits_NRK, labels_NR, "anchor").sum(1) / count_N).mean()
             loss_box = (box_NR.sum(1) / count_N).mean() * self.box_loss_weight
         else:
             normalizer = self._normalizer(is_foreground, selected_NR)
-            loss_cls = _of_shape((), self.cls_loss(logits_NRK, labels_NR, "sum"), self.cls_loss, "reduction 'sum'")
-            loss_cls = loss_cls / normalizer
+            loss_cls = self._cls_loss(logits_NRK, labels_NR, "sum") / normalizer
             loss_box = box_NR.sum() * self.box_loss_weight / normalizer
         return {
             "loss_cls": loss_cls,
@@ -139,8 +137,7 @@ class Criterion(nn.Module):
                 if parts.startswith("term"):
                     loss_NR = self._one_term(logits_NRK, labels_NR, parts)
                 else:
-                    loss_NR = self.cls_loss(logits_NRK, labels_NR, "anchor")
-                    _of_shape(labels_NR.shape, loss_NR, self.cls_loss, "reduction 'anchor'")
+                    loss_NR = self._cls_loss(logits_NRK, labels_NR, "anchor")
                 return loss_NR + self.box_loss_weight * box_losses() if parts.endswith("+box") else loss_NR
 
         rng = functools.partial(counter_uniform, seeds_N, labels_NR.shape[1])
@@ -148,6 +145,12 @@ class Criterion(nn.Module):
         if selected_NR.dtype != torch.bool:
             raise TypeError(f"{type(self.sampler).__name__}: a sampler returns bool [N, R], not {selected_NR.dtype}")
         return _of_shape(labels_NR.shape, selected_NR, self.sampler, "labels [N, R]")
+
+    def _cls_loss(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Literal["sum", "anchor"]) -> Tensor:
+        """Return the classification loss, [] or [N, R]."""
+        shape = () if reduction == "sum" else labels_NR.shape
+        loss = self.cls_loss(logits_NRK, labels_NR, reduction)
+        return _of_shape(shape, loss, self.cls_loss, f"reduction '{reduction}'")
 
     def _one_term(self, logits_NRK: Tensor, labels_NR: Tensor, parts: str) -> Tensor:
         """Return the term of the classification loss that belongs to an anchor's class, [N, R]; 0 where it is ignored.
