@@ -334,12 +334,14 @@ def test_a_job_that_is_cancelled_has_its_command_stop(tmp_path, number):
 
     output.touch()
     before = signal.signal(signal.SIGALRM, cancel)
+    of_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
         assert command() == -signal.SIGTERM
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, of_interrupt)
 
 
 def test_a_run_can_be_a_job_of_submitit(sweep_file, folder):
