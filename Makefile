@@ -25,8 +25,9 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy detkit
 
+# A process for each core (at most 8: each holds a torch) and one thread in each: tests are small. A file's tests stay together.
 pytest: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # No GPU is needed: csrc/README.md, "The emulated device".
 sanitize: $(VENV)/.installed

@@ -19,6 +19,15 @@ from tests.emulation import emulated
 BACKENDS = ["reference-cpu", "cpp-cpu", "emulated-cpu", pytest.param("any-cuda", marks=pytest.mark.cuda)]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _threads():
+    """As many threads as split the work, whatever one process of several has been told to take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=BACKENDS)
 def device(request):
     """The device to test on, with its backend forced."""
