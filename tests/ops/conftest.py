@@ -19,7 +19,7 @@ from tests.emulation import emulated
 BACKENDS = ["reference-cpu", "cpp-cpu", "emulated-cpu", pytest.param("any-cuda", marks=pytest.mark.cuda)]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _threads():
     """As many threads as split the work, whatever one process of several has been told to take."""
     before = torch.get_num_threads()
