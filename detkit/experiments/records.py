@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from detkit.config import KEYS_ADDED, KEYS_FREE_ON_RESUME, CfgNode
+from detkit.data import ImageIndex
 from detkit.engine.run_folder import flat_keys
 from detkit.files import write_text_atomically
 
@@ -32,7 +33,8 @@ class Record:
         latency_ms: of inference, one picture at a time; None: not measured.
         reason: of a failure or divergence, one line.
         about: what it was trained on, as names and values; `run`, a name it had; `seed`; `changes`, its keys over the
-            base; `latency_on`, what the time of inference was measured on.
+            base; `data`, the digest of each data set's annotations (`digest_of_data`) by name; `latency_on`, what the
+            time of inference was measured on.
     """
 
     status: Status
@@ -89,6 +91,11 @@ def digest_of(cfg: CfgNode) -> str:
     kept["MODEL.WEIGHTS"] = cfg.MODEL.WEIGHTS  # free on a resume, which does not load them; not of a new run
     text = json.dumps(kept, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def digest_of_data(index: ImageIndex) -> str:
+    """Return 12 hex digits for what a data set holds, pictures' content apart (`ImageIndex.identity`)."""
+    return hashlib.sha256(json.dumps(index.identity(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Records:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from detkit.engine.run_folder import TIMING, is_busy
 from detkit.engine.signals import StopSignal
 from detkit.engine.train import check_training
 from detkit.experiments.claims import matches
-from detkit.experiments.records import Record, Records, digest_of
+from detkit.experiments.records import Record, Records, digest_of, digest_of_data
 from detkit.experiments.slots import HELD, OUTPUT, STOPPED, Slots, Started
 from detkit.experiments.sweep_file import Run, Sweep
 from detkit.experiments.tables import write_tables
 from detkit.experiments.worker import final_checkpoint, write_job
 from detkit.log import LiveLine, format_duration, get_logger, read_json_lines
-from detkit.registry import near_misses
+from detkit.registry import UnknownComponentError, near_misses
 from detkit.solver import plan_of
 
 logger = get_logger(__name__)
@@ -175,9 +175,11 @@ def run_sweeps(
 def check(studies: Sequence[Study]) -> None:
     """Build what every run will train that is not complete, without memory for weights; read each data set once.
 
-    A mistake in any run (ConfigError, DataError) so ends the sweeps before the first run starts.
+    A mistake in any run (ConfigError, DataError) so ends the sweeps before the first run starts; so do runs that have
+    ended on other data than those of the same name here.
     """
     load = functools.cache(load_dataset)
+    refuse_other_data(studies, load)
     indices: dict[str, ImageIndex] = {}  # of the training data, by the section that names them
     for study in studies:
         is_open = {t.run.name for t in study.trainings if not study.is_complete(t)}
@@ -188,6 +190,34 @@ def check(studies: Sequence[Study]) -> None:
                         raise ConfigError(f"DATASETS.{key} is empty; a sweep trains and measures AP")
                 named = str(run.cfg.DATASETS)
                 indices[named] = check_training(run.cfg, load, indices.get(named))
+
+
+def refuse_other_data(studies: Sequence[Study], load: Callable[[str], ImageIndex]) -> None:
+    """Raise ConfigError where a data set is not what runs that have ended had under its name; one that cannot be read
+    here changes no table.
+    """
+
+    @functools.cache
+    def digest_now(name: str) -> str | None:
+        try:
+            return digest_of_data(load(name))
+        except (DataError, UnknownComponentError):
+            return None
+
+    changed: dict[str, set[str]] = {}
+    for training in (t for study in studies for t in study.trainings):
+        record = studies[0].record(training)
+        before = record.about.get("data", {}) if record is not None and record.has_ended else {}
+        for name, digest in before.items():
+            if digest_now(name) not in (None, digest):
+                changed.setdefault(name, set()).add(training.digest)
+    if changed:
+        texts = (f"{name} (runs {', '.join(sorted(digests))})" for name, digests in changed.items())
+        raise ConfigError(
+            f"{studies[0].output}: runs that have ended here had other data under the same name: {'; '.join(texts)}. "
+            f"One table needs one set: put the data back, choose another --output, or delete {RECORDS}/RUN.json and "
+            f"{WORK}/RUN of these runs, which are then trained again"
+        )
 
 
 def refuse_clashes(studies: Sequence[Study]) -> None:

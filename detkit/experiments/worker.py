@@ -19,6 +19,7 @@ from typing import Any
 
 from detkit.checkpoint import FINAL
 from detkit.config import CfgNode, get_cfg
+from detkit.data import load_dataset
 from detkit.distributed import broadcast_text, is_main, world_size
 from detkit.engine import NonFiniteLossError, import_projects, train
 from detkit.engine.device import autocast_dtype, precision_name, select_device
@@ -26,7 +27,7 @@ from detkit.engine.launch import process_group
 from detkit.engine.run_folder import CHECKPOINTS, RESULTS, TIMING, BusyError, held
 from detkit.env import describe_environment
 from detkit.experiments.latency import milliseconds_per_picture
-from detkit.experiments.records import Record, Records
+from detkit.experiments.records import Record, Records, digest_of_data
 from detkit.files import write_text_atomically
 from detkit.log import read_json_lines
 
@@ -105,6 +106,7 @@ def _trained(job: Mapping[str, Any], folder: Path) -> Record:
         cfg.merge_from_text(job["config"], source=str(folder / JOB))
         cfg.OUTPUT_DIR = str(folder)
         about["precision"] = precision_name(autocast_dtype(cfg.PRECISION, select_device(cfg.DEVICE)))
+        about["data"] = {name: digest_of_data(load_dataset(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
         results = _known_results(folder) or train(cfg, resume=True)
     except NonFiniteLossError as error:
         return Record("diverged", {}, error.iteration, _seconds(folder), None, _line(error), about)

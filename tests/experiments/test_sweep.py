@@ -400,6 +400,34 @@ def test_a_mistake_in_any_run_ends_the_sweep_before_the_first(name, sweep_file, 
     assert not (folder / "out").exists()
 
 
+def test_annotations_that_changed_under_their_name_do_not_enter_a_table_of_the_old(sweep_file, folder, here, capsys):
+    Image.new("RGB", (96, 96)).save(folder / "a.png")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 40, 40], "area": 1600, "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 96, "height": 96}],
+        "categories": [{"id": 1, "name": "box"}],
+        "annotations": [box],
+    }
+    (folder / "a.json").write_text(json.dumps(content))
+    name = f"coco:{folder}/a.json:{folder}"
+    path = str(
+        sweep_file(ONE.replace("EVAL_PERIOD: 0", f"EVAL_PERIOD: 0, DATASETS: {{TRAIN: ['{name}'], TEST: ['{name}']}}"))
+    )
+    assert sweep([path, "--output", "out"]) == 0
+    before = records_of(folder / "out")
+    assert sweep([path, "--output", "out"]) == 0, "the same data"
+    (folder / "a.json").write_text(json.dumps({**content, "annotations": [{**box, "bbox": [8, 8, 44, 40]}]}))
+    capsys.readouterr()
+    for more in ([], ["--dry-run"]):
+        assert sweep([path, "--output", "out", *more]) == 2
+        said = capsys.readouterr().err
+        (digest,) = before
+        assert f"other data under the same name: {name} (runs {digest})" in said
+    (folder / "a.json").unlink()
+    assert sweep([path, "--output", "out"]) == 0, "what cannot be read here is in no way"
+    assert records_of(folder / "out") == before
+
+
 def test_an_output_that_cannot_be_a_folder_and_one_that_is_not_there_yet(sweep_file, folder, capsys):
     path = str(sweep_file())
     assert sweep([path, "--output", path, "--dry-run"]) == 2
