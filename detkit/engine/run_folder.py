@@ -87,7 +87,10 @@ def new_run_folder(cfg: CfgNode, resume: bool = False) -> Path:
             f"OUTPUT_DIR {folder} holds a run already: {way}, or name another folder (an empty OUTPUT_DIR makes a new "
             "one each time)"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR {folder} cannot be made: {error.strerror}; name another folder") from error
     with held(folder):  # another process's run may not have saved yet
         for name in (METRICS, TIMING):
             (folder / name).unlink(missing_ok=True)

@@ -142,8 +142,9 @@ class Criterion(nn.Module):
 
         rng = functools.partial(counter_uniform, seeds_N, labels_NR.shape[1])
         selected_NR = self.sampler(labels_NR, anchors=anchors_R4, boxes=boxes, loss=loss, rng=rng)
-        if selected_NR.dtype != torch.bool:
-            raise TypeError(f"{type(self.sampler).__name__}: a sampler returns bool [N, R], not {selected_NR.dtype}")
+        if getattr(selected_NR, "dtype", None) != torch.bool:
+            what = getattr(selected_NR, "dtype", f"{selected_NR!r:.80}")
+            raise TypeError(f"{type(self.sampler).__name__}: a sampler returns bool [N, R], not {what}")
         return _of_shape(labels_NR.shape, selected_NR, self.sampler, "labels [N, R]")
 
     def _cls_loss(self, logits_NRK: Tensor, labels_NR: Tensor, reduction: Literal["sum", "anchor"]) -> Tensor:
@@ -204,9 +205,11 @@ class Criterion(nn.Module):
 
 def _of_shape(shape: tuple[int, ...], value: Tensor, component: object, asked_for: str) -> Tensor:
     """Return what a component returned; a ValueError that names it where its shape is not that of its contract."""
-    if value.shape != shape:
+    found = value.shape if isinstance(value, Tensor) else None
+    if found != shape:
+        what = f"{value!r:.80}, a {type(value).__name__}" if found is None else str(list(found))
         raise ValueError(
             f"{type(component).__name__}: for {asked_for} it must return a tensor of shape {list(shape)} (see its "
-            f"socket in detkit/registry.py), and returned {list(value.shape)}"
+            f"socket in detkit/registry.py), and returned {what}"
         )
     return value

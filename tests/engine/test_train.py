@@ -86,6 +86,9 @@ def test_runs_never_overwrite_each_other(config, tmp_path):
     with pytest.raises(ConfigError, match=r"mine holds a run already: continue it with --resume"):
         train(config(*short, f"OUTPUT_DIR={tmp_path / 'mine'}"))
     assert digest(tmp_path / "mine") == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"OUTPUT_DIR \S+file cannot be made: File exists"):
+        train(config(*short, f"OUTPUT_DIR={tmp_path / 'file'}"))
     assert digest(tmp_path / "runs/tiny/1") == digest(tmp_path / "runs/tiny/2") == before, "the same seed, the same run"
 
 

@@ -476,6 +476,11 @@ class NoSum(SigmoidFocalLoss):
         return super().__call__(logits, labels, "anchor" if reduction == "sum" else reduction)
 
 
+class Number(SigmoidFocalLoss):
+    def __call__(self, logits, labels, reduction):
+        return super().__call__(logits, labels, reduction).sum().item()
+
+
 class NoRows(SigmoidFocalLoss):
     def __call__(self, logits, labels, reduction):
         return super().__call__(logits, labels, "none" if reduction == "anchor" else reduction)
@@ -497,6 +502,8 @@ class NoSelection:
     ("parts", "message"),
     [
         ({"cls_loss": NoSum()}, r"NoSum: for reduction 'sum' it must return a tensor of shape \[\] .* \[2, 180\]"),
+        ({"cls_loss": Number()}, r"Number: for reduction 'sum' it must return a tensor .* returned [\d.]+, a float"),
+        ({"sampler": NoSelection(lambda x: None)}, r"NoSelection: a sampler returns bool \[N, R\], not None"),
         ({"cls_loss": NoRows(), "normalizer": "per_image"}, r"NoRows: for reduction 'anchor' .* \[2, 180, 3\]"),
         ({"box_loss": mean_of_boxes}, r"function: for boxes \[N, R, 4\] .* shape \[2, 180\] .* returned \[\]"),
         (

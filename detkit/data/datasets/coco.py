@@ -2,9 +2,9 @@
 
 Policies beyond those of `assemble`: an annotation of an unknown picture is dropped and counted (all of them: an error);
 of an unknown category, an error. A picture listed twice the same is read once; one id for two pictures is an error.
-Annotation ids that repeat or are missing are numbered anew, noted. Categories of one name are one class, noted; one id
-for two names is an error. Ids may start anywhere and have gaps. A file without `annotations` is for predictions only.
-Boxes that look like corners are an error.
+Annotation ids that repeat or are missing are numbered anew, noted. Categories of one name (without the space around it)
+are one class, noted; one id for two names is an error. Ids may start anywhere and have gaps. A file without
+`annotations` is for predictions only. Boxes that look like corners are an error.
 """
 
 from __future__ import annotations
@@ -159,6 +159,7 @@ def _categories(data: dict[str, Any], source: str) -> tuple[tuple[str, ...], dic
     lowest: list[int] = []
     for row in np.argsort(ids, kind="stable"):
         name, category = records[row].get("name"), int(ids[row])
+        name = name.strip() if isinstance(name, str) else name  # as the readers of the other formats do
         if not isinstance(name, str) or not name or not is_encodable(name):
             raise DataError(f"{source}: category {category} has the name {name!r}; give it one")
         if category in class_of and class_of[category] != names.get(name):

@@ -64,7 +64,7 @@ def test_category_ids_from_zero_or_with_gaps(coco_index, ids):
 
 
 def test_categories_of_one_name_are_one_class(coco_index):
-    index = coco_index(categories=[(0, "cell"), (1, "cell"), (2, "dog")], boxes=[(1, 1, [0, 0, 9, 9])])
+    index = coco_index(categories=[(0, "cell "), (1, "cell"), (2, "dog")], boxes=[(1, 1, [0, 0, 9, 9])])
     assert index.class_names == ("cell", "dog")
     assert index.classes.tolist() == [0]
     assert index.category_ids == (1, 2)  # the one in use
