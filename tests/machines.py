@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shutil
 from pathlib import Path
 from typing import NoReturn
+
+import pytest
 
 from detkit.ops import _build, _library
 
@@ -14,6 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 600  # seconds: what takes longer hangs
 SETTINGS = {"CXX", "CUDA_HOME", "CUDA_PATH", "DETKIT_BUILD_CUDA", "DETKIT_OPS", "PYTHONPATH", "TORCH_CUDA_ARCH_LIST"}
 NO_COMPILER = "reference: no C++ compiler was found"
+
+
+def skip_without(*modules: str) -> None:
+    """Skip where a module is not installed; it is not imported, for setuptools puts itself in place of distutils."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed here")
 
 
 def environment(package: Path | None, cache: Path, **variables: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ Folders have a space and an umlaut in their names. No process reaches a network.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 
 from detkit.ops import _build, _sources
-from tests.machines import PATIENCE, copy_sources, environment
+from tests.machines import PATIENCE, copy_sources, environment, skip_without
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_COMPILER = {"CXX": "no-such-compiler"}
@@ -97,9 +96,7 @@ def show(package: Path, cache: Path, **variables: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    for module in ("pip", "setuptools", "wheel"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed here")
+    skip_without("pip", "setuptools", "wheel")
     return tmp_path_factory.mktemp("a plåce")
 
 

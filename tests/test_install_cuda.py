@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from detkit.ops import _nvcc, _sources
-from tests.machines import PATIENCE, ROOT, copy_sources, environment, write_nvcc
+from tests.machines import PATIENCE, ROOT, copy_sources, environment, skip_without, write_nvcc
 
 
 @pytest.fixture
 def part(tmp_path):
     """A checkout with little to compile."""
-    pytest.importorskip("setuptools", reason="setuptools is not installed here")
+    skip_without("setuptools")
     copy = copy_sources(tmp_path / "a pårt", "tests")
     for path in [*(copy / "csrc" / "cpu").iterdir(), *(copy / "csrc" / "cuda").iterdir()]:
         if path.name not in ("vectors.cpp", "vectorize.h", "architectures.cpp"):
@@ -101,7 +101,7 @@ def test_cuda_that_was_wanted_and_fails_ends_the_build(part, cxx):
     ],
 )
 def test_a_choice_that_cannot_be_followed_is_refused_at_once(tmp_path, choice, said):
-    pytest.importorskip("setuptools", reason="setuptools is not installed here")
+    skip_without("setuptools")
     (tmp_path / "torch.py").write_text("raise ImportError('none here')")
     settings = environment(tmp_path, tmp_path, DETKIT_BUILD_CUDA=choice)
     command = [sys.executable, "setup.py", "--name"]
