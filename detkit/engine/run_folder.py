@@ -78,6 +78,7 @@ def new_run_folder(cfg: CfgNode, resume: bool = False) -> Path:
     With `resume`, OUTPUT_DIR may hold a run that ended before it saved anything; its rows are deleted.
     """
     if not cfg.OUTPUT_DIR:
+        make_folder(runs_of(cfg), "the folder of runs")
         return new_numbered_folder(runs_of(cfg))
     folder = Path(cfg.OUTPUT_DIR)
     has_saved = (folder / RESULTS).exists() or Checkpointer(folder / CHECKPOINTS).has_any()
@@ -87,14 +88,19 @@ def new_run_folder(cfg: CfgNode, resume: bool = False) -> Path:
             f"OUTPUT_DIR {folder} holds a run already: {way}, or name another folder (an empty OUTPUT_DIR makes a new "
             "one each time)"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR {folder} cannot be made: {error.strerror}; name another folder") from error
+    make_folder(folder, "OUTPUT_DIR")
     with held(folder):  # another process's run may not have saved yet
         for name in (METRICS, TIMING):
             (folder / name).unlink(missing_ok=True)
     return folder
+
+
+def make_folder(folder: Path, name: str) -> None:
+    """Make a folder and those above it; a ConfigError says why that cannot be. `name`: what the user calls it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{name} {folder} cannot be made: {error.strerror}; name another folder") from error
 
 
 def folder_to_resume(cfg: CfgNode) -> Path | None:

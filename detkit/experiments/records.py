@@ -89,13 +89,16 @@ def digest_of(cfg: CfgNode) -> str:
         if not key.startswith(KEYS_FREE_ON_RESUME) and (key not in KEYS_ADDED or value != KEYS_ADDED[key])
     }
     kept["MODEL.WEIGHTS"] = cfg.MODEL.WEIGHTS  # free on a resume, which does not load them; not of a new run
-    text = json.dumps(kept, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _digest_of_json(kept)
 
 
 def digest_of_data(index: ImageIndex) -> str:
     """Return 12 hex digits for what a data set holds, pictures' content apart (`ImageIndex.identity`)."""
-    return hashlib.sha256(json.dumps(index.identity(), sort_keys=True).encode()).hexdigest()[:12]
+    return _digest_of_json(index.identity())
+
+
+def _digest_of_json(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Records:

@@ -13,7 +13,7 @@ from typing import Any
 
 from detkit.config import CfgNode, ConfigError
 from detkit.data import DataError, ImageIndex, load_dataset
-from detkit.engine.run_folder import TIMING, is_busy
+from detkit.engine.run_folder import TIMING, is_busy, make_folder
 from detkit.engine.signals import StopSignal
 from detkit.engine.train import check_training
 from detkit.experiments.claims import matches
@@ -106,10 +106,7 @@ class Study:
 
     def make_output(self) -> None:
         """Make the output folder; a ConfigError says why that cannot be."""
-        try:
-            self.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"the output folder {self.output} cannot be made: {error.strerror}") from error
+        make_folder(self.output, "the output folder")
 
 
 def wanted(studies: Sequence[Study], only: Sequence[str] = ()) -> list[Training]:
@@ -179,7 +176,7 @@ def check(studies: Sequence[Study]) -> None:
     ended on other data than those of the same name here.
     """
     load = functools.cache(load_dataset)
-    refuse_other_data(studies, load)
+    refuse_changed_data(studies, load)
     indices: dict[str, ImageIndex] = {}  # of the training data, by the section that names them
     for study in studies:
         is_open = {t.run.name for t in study.trainings if not study.is_complete(t)}
@@ -192,7 +189,7 @@ def check(studies: Sequence[Study]) -> None:
                 indices[named] = check_training(run.cfg, load, indices.get(named))
 
 
-def refuse_other_data(studies: Sequence[Study], load: Callable[[str], ImageIndex]) -> None:
+def refuse_changed_data(studies: Sequence[Study], load: Callable[[str], ImageIndex]) -> None:
     """Raise ConfigError where a data set is not what runs that have ended had under its name; one that cannot be read
     here changes no table.
     """

@@ -162,7 +162,8 @@ class Criterion(nn.Module):
             terms_NRK = self.cls_loss(logits_NRK.float(), labels_NR, "none")  # in half precision, many would tie
             if terms_NRK.shape != logits_NRK.shape:
                 raise ValueError(f"shape {tuple(terms_NRK.shape)}, not that of the logits, {tuple(logits_NRK.shape)}")
-        except (TypeError, ValueError, LookupError, NotImplementedError) as error:  # of a reduction it does not know
+        # Of a reduction that it does not know; AttributeError: what it returned is no tensor.
+        except (TypeError, ValueError, LookupError, NotImplementedError, AttributeError) as error:
             raise ValueError(
                 f"a sampler asked for the loss of {parts!r} (SCORE of OHEM), but {type(self.cls_loss).__name__} does "
                 f"not give its terms one by one: reduction 'none' (see CLS_LOSSES) ended in {error!r}. Add it to the "

@@ -86,10 +86,16 @@ def test_runs_never_overwrite_each_other(config, tmp_path):
     with pytest.raises(ConfigError, match=r"mine holds a run already: continue it with --resume"):
         train(config(*short, f"OUTPUT_DIR={tmp_path / 'mine'}"))
     assert digest(tmp_path / "mine") == before
+    assert digest(tmp_path / "runs/tiny/1") == digest(tmp_path / "runs/tiny/2") == before, "the same seed, the same run"
+
+
+def test_a_folder_that_cannot_be_made_is_named(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"OUTPUT_DIR \S+file cannot be made: File exists"):
-        train(config(*short, f"OUTPUT_DIR={tmp_path / 'file'}"))
-    assert digest(tmp_path / "runs/tiny/1") == digest(tmp_path / "runs/tiny/2") == before, "the same seed, the same run"
+        train(config(f"OUTPUT_DIR={tmp_path / 'file'}"))
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(ConfigError, match=r"the folder of runs runs/tiny cannot be made: Not a directory"):
+        train(config())
 
 
 @pytest.mark.parametrize(("workers", "kills"), [(0, (5, 10)), (2, (5,))])

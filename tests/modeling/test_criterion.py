@@ -308,8 +308,17 @@ def refusing(logits, labels, reduction):
     return {"sum": lambda: logits.sum(), "anchor": lambda: logits.sum(-1)}[reduction]()
 
 
+def without_terms(logits, labels, reduction):
+    return None if reduction == "none" else SigmoidFocalLoss()(logits, labels, reduction)
+
+
 @pytest.mark.parametrize(
-    ("loss", "why"), [(by_anchor_only, r"shape \(1, 180\), not that of the logits"), (refusing, "KeyError")]
+    ("loss", "why"),
+    [
+        (by_anchor_only, r"shape \(1, 180\), not that of the logits"),
+        (refusing, "KeyError"),
+        (without_terms, "'NoneType' object has no attribute 'shape'"),
+    ],
 )
 def test_a_loss_that_does_not_give_its_terms_is_named(loss, why):
     class Whole(SigmoidFocalLoss):

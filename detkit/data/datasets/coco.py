@@ -159,9 +159,9 @@ def _categories(data: dict[str, Any], source: str) -> tuple[tuple[str, ...], dic
     lowest: list[int] = []
     for row in np.argsort(ids, kind="stable"):
         name, category = records[row].get("name"), int(ids[row])
-        name = name.strip() if isinstance(name, str) else name  # as the readers of the other formats do
-        if not isinstance(name, str) or not name or not is_encodable(name):
+        if not isinstance(name, str) or not name.strip() or not is_encodable(name):
             raise DataError(f"{source}: category {category} has the name {name!r}; give it one")
+        name = name.strip()  # as the readers of the other formats do
         if category in class_of and class_of[category] != names.get(name):
             raise DataError(f"{source}: two categories have the id {category}, one of them is '{name}'; number them "
                             "differently")  # fmt: skip
