@@ -156,7 +156,7 @@ def new_numbered_folder(parent: Path | str) -> Path:
     n = max(taken, default=0) + 1
     while True:
         try:
-            (parent / str(n)).mkdir()
+            (parent / str(n)).mkdir(parents=True)  # another process may have removed the parent, which was empty
             return parent / str(n)
         except FileExistsError:
             n += 1

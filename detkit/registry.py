@@ -54,10 +54,13 @@ class Slot:
 
 
 class Registry:
-    """Components of one kind by name. `doc` is the contract: what a component is called with and what it returns."""
+    """Components of one kind by name. `doc` is the contract: what a component is called with and what it returns.
 
-    def __init__(self, name: str, doc: str) -> None:
-        self.name = name
+    `needs` are the attributes and methods of it that are looked for where a component is built.
+    """
+
+    def __init__(self, name: str, doc: str, needs: tuple[str, ...] = ()) -> None:
+        self.name, self.needs = name, needs
         self.__doc__ = inspect.cleandoc(doc)
         self._components: dict[str, Callable[..., Any]] = {}
 
@@ -118,7 +121,10 @@ class Registry:
         return Slot(self, name, options)
 
     def create(self, name: str, options: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
-        """Call the component with its options and with those offered arguments that its signature names."""
+        """Call the component with its options and with those offered arguments that its signature names.
+
+        ValueError where what it made lacks what the socket `needs`.
+        """
         component = self.get(name)
         parameters = inspect.signature(component).parameters
         clash = sorted(options.keys() & offered.keys())
@@ -139,7 +145,14 @@ class Registry:
                 f"{self.name}.{name} ({_place(component)}) needs {missing} from its builder, which offers "
                 f"{sorted(offered)}. Give the parameter a default to make it an option of the config."
             )
-        return component(**{**given, **options})
+        built = component(**{**given, **options})
+        lacking = [need for need in self.needs if not hasattr(built, need)]
+        if lacking:
+            raise ValueError(
+                f"{self.name}.{name} ({_place(component)}) has no {', '.join(lacking)}, which {self.name} asks for: "
+                f"{' '.join((self.__doc__ or '').split())}"
+            )
+        return built
 
     def __contains__(self, name: object) -> bool:
         return name in self._components
@@ -162,19 +175,23 @@ class Registry:
 
 def options_of(component: Callable[..., Any]) -> list[Option]:
     """Return a component's options in the order of its signature: keyword-only parameters with a default."""
-    try:
-        signature = inspect.signature(component, eval_str=True)
-    except NameError as error:
-        raise TypeError(f"an annotation of {_place(component)} cannot be read: {error}") from error
     texts = _argument_texts(component)
     options = []
-    for p in signature.parameters.values():
+    for p in parameters_of(component).values():
         if p.kind is not p.KEYWORD_ONLY or p.default is p.empty:
             continue
         if p.annotation is p.empty:
             raise TypeError(f"the option '{p.name}' of {_place(component)} has no type annotation; give it one")
         options.append(Option(p.name.upper(), p.default, p.annotation, texts.get(p.name, "")))
     return options
+
+
+def parameters_of(component: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return a component's parameters by name, their annotations evaluated."""
+    try:
+        return inspect.signature(component, eval_str=True).parameters
+    except NameError as error:
+        raise TypeError(f"an annotation of {_place(component)} cannot be read: {error}") from error
 
 
 def near_misses(name: str, known: Any) -> str:
@@ -244,6 +261,7 @@ BACKBONES = Registry(
     Attributes: `out_channels: dict[str, int]` and `out_strides: dict[str, int]` for every name it returns. Parameters
     that do not require a gradient, and frozen norms, count as frozen: they need loaded weights.
     """,
+    needs=("out_channels", "out_strides"),
 )
 
 NECKS = Registry(
@@ -253,6 +271,7 @@ NECKS = Registry(
     Holds the bottom-up network as `bottom_up`. Attributes: `out_channels` and `out_strides` as a backbone's, and
     `size_divisibility: int`, to a multiple of which the detector pads its input.
     """,
+    needs=("bottom_up", "out_channels", "out_strides", "size_divisibility"),
 )
 
 HEADS = Registry(
@@ -263,6 +282,7 @@ HEADS = Registry(
     channel of anchor a and class k is a*K' + k, positions run row-major. K' is what the classification loss asks for,
     `prior_bias` the K' numbers at which the biases of each anchor's logits start; None is 0.
     """,
+    needs=("__call__",),
 )
 
 ASSIGNERS = Registry(
@@ -275,6 +295,7 @@ ASSIGNERS = Registry(
     anchor belongs to (0 where the image has none). Padding of ground truth has class -1. Pure, without gradient, of
     static shape.
     """,
+    needs=("__call__",),
 )
 
 SAMPLERS = Registry(
@@ -287,6 +308,7 @@ SAMPLERS = Registry(
     for "cls+box" or "term+box" with the box loss; `rng()` gives uniform numbers in [0, 1) as [N, R], each row a pure
     function of (seed, iteration, image id).
     """,
+    needs=("__call__",),
 )
 
 CLS_LOSSES = Registry(
@@ -299,6 +321,7 @@ CLS_LOSSES = Registry(
     an anchor has; `prior_bias(prior, K) -> list` the K' biases of an anchor at which a foreground score starts at
     `prior`; `scores(logits_NRK') -> [N, R, K]` the class scores in [0, 1] at inference, background left out.
     """,
+    needs=("__call__", "num_channels", "prior_bias", "scores"),
 )
 
 BOX_LOSSES = Registry(
@@ -307,6 +330,7 @@ BOX_LOSSES = Registry(
 
     M may be zero, or any leading shape. Rows that the caller masks out may hold anything finite.
     """,
+    needs=("__call__",),
 )
 
 DATASETS = Registry(
@@ -324,6 +348,7 @@ TRANSFORMS = Registry(
 
     Changes picture and boxes together; draws only from `rng`, which is a pure function of (seed, iteration, slot).
     """,
+    needs=("__call__",),
 )
 
 OPTIMIZERS = Registry(
@@ -338,6 +363,7 @@ LR_SCHEDULES = Registry(
     `scale` is how many times longer the run is than the config says (batch scaling): iterations in the options are
     multiplied by it.
     """,
+    needs=("__call__",),
 )
 
 HOOKS = Registry(
@@ -353,6 +379,7 @@ EVALUATORS = Registry(
     """`cls(index=ImageIndex, class_names=tuple[str, ...], **options)`; `evaluator.process(detections, rows)` per batch,
     then `evaluator.evaluate() -> {"bbox": {"AP": ..., ...}}`, or another task with its numbers, in points 0-100.
     """,
+    needs=("process", "evaluate"),
 )
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from detkit.cli.status import status_of
-from detkit.config import CfgNode, get_cfg
+from detkit.config import CfgNode, ConfigError, get_cfg
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.\w+)*(=|$)")  # SEED, MODEL.WEIGHTS or SEED=1, not a folder such as projects/mine
 
@@ -24,6 +24,13 @@ def _train(args: argparse.Namespace, argv: Sequence[str]) -> None:
     from detkit.engine import evaluate_only, train
     from detkit.engine.launch import become_torchrun, is_under_torchrun, process_group
 
+    if args.num_gpus < 1:
+        raise ConfigError(f"--num-gpus must be at least 1, and is {args.num_gpus}")
+    if args.eval_only and args.resume:
+        raise ConfigError(
+            "--resume goes on with a training, and --eval-only trains nothing: leave --resume out, and name what is "
+            "evaluated by MODEL.WEIGHTS runs/<config>/<n>/checkpoints/model_final.pth"
+        )
     cfg = config_from(args)
     if args.num_gpus > 1 and not is_under_torchrun():
         become_torchrun(args.num_gpus, ["-m", "detkit.cli", "train", *argv])

@@ -4,8 +4,9 @@ from detkit.config.defaults import KEYS_ADDED, KEYS_FREE_ON_RESUME, default_conf
 from detkit.config.describe import keys_as_markdown
 from detkit.config.errors import ConfigError
 from detkit.config.node import CfgNode
+from detkit.config.values import Range
 
-__all__ = ["KEYS_ADDED", "KEYS_FREE_ON_RESUME", "CfgNode", "ConfigError", "get_cfg", "keys_as_markdown"]
+__all__ = ["KEYS_ADDED", "KEYS_FREE_ON_RESUME", "CfgNode", "ConfigError", "Range", "get_cfg", "keys_as_markdown"]
 
 
 def get_cfg() -> CfgNode:

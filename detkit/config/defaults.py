@@ -7,10 +7,18 @@ constructors, and docs/config.md shows both.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from detkit import registry
 from detkit.config.node import CfgNode
+from detkit.config.values import Range
+
+_Count = Annotated[int, Range("x >= 0")]
+_OneOrMore = Annotated[int, Range("x >= 1")]
+_NotNegative = Annotated[float, Range("x >= 0")]
+_Positive = Annotated[float, Range("x > 0")]
+_Fraction = Annotated[float, Range("0 <= x <= 1")]
+_BelowOne = Annotated[float, Range("0 <= x < 1")]
 
 # Keys that may differ when a run is resumed: they change where and how it runs, not what it computes.
 KEYS_FREE_ON_RESUME = (
@@ -51,7 +59,12 @@ def default_config() -> CfgNode:
 
 def _add_run(cfg: CfgNode) -> None:
     cfg.declare("OUTPUT_DIR", "", str, "Folder of the run; empty: runs/<config name>/<n>, never over an old run.")
-    cfg.declare("SEED", 0, int, "Seed of the initial weights, the order of the images and the augmentation.")
+    cfg.declare(
+        "SEED",
+        0,
+        Annotated[int, Range("0 <= x < 9e18")],
+        "Seed of the initial weights, the order of the images and the augmentation.",
+    )
     cfg.declare("DEVICE", "auto", str, "auto (a CUDA device if there is one), cpu, cuda or cuda:N.")
     cfg.declare(
         "PRECISION",
@@ -63,7 +76,7 @@ def _add_run(cfg: CfgNode) -> None:
     cfg.declare(
         "LOG_PERIOD",
         20,
-        int,
+        _OneOrMore,
         "Iterations after which losses come from the device, to metrics.jsonl, timing.jsonl and the progress line; a "
         "single process also looks where that takes over 10 s. A pipe or a file gets a line every 30 s.",
     )
@@ -72,8 +85,8 @@ def _add_run(cfg: CfgNode) -> None:
         "HOOKS", registry.HOOKS, (), "Hooks of the trainer, in this order; they run before the checkpoint is written."
     )
     vis = cfg.section("VIS")
-    vis.declare("NUM_IMAGES", 8, int, "Validation pictures drawn with ground truth beside predictions; 0: none.")
-    vis.declare("SCORE_THRESHOLD", 0.5, float, "Lowest score of a prediction that is drawn.")
+    vis.declare("NUM_IMAGES", 8, _Count, "Validation pictures drawn with ground truth beside predictions; 0: none.")
+    vis.declare("SCORE_THRESHOLD", 0.5, _Fraction, "Lowest score of a prediction that is drawn.")
 
 
 def _add_model(model: CfgNode) -> None:
@@ -89,7 +102,10 @@ def _add_model(model: CfgNode) -> None:
     model.declare_slot("CLS_LOSS", registry.CLS_LOSSES, "SigmoidFocalLoss", "The classification loss.")
     model.declare_slot("BOX_LOSS", registry.BOX_LOSSES, "SmoothL1", "The box regression loss.")
     model.declare(
-        "PRIOR_PROB", 0.01, float | None, "Foreground score at the start of training (section 4.1); None: bias 0."
+        "PRIOR_PROB",
+        0.01,
+        Annotated[float, Range("0 < x < 1")] | None,
+        "Foreground score at the start of training (section 4.1); None: bias 0.",
     )
     model.declare(
         "PIXEL_MEAN",
@@ -98,12 +114,17 @@ def _add_model(model: CfgNode) -> None:
         "Subtracted, in the order of INPUT.CHANNELS.",
     )
     model.declare(
-        "PIXEL_STD", (1.0, 1.0, 1.0), tuple[float, float, float], "Divided by, in the order of INPUT.CHANNELS."
+        "PIXEL_STD",
+        (1.0, 1.0, 1.0),
+        tuple[_Positive, _Positive, _Positive],
+        "Divided by, in the order of INPUT.CHANNELS.",
     )
     anchors = model.section("ANCHORS")
-    anchors.declare("SIZES", (32.0, 64.0, 128.0, 256.0, 512.0), tuple[float, ...], "Base size of each level, pixels.")
-    anchors.declare("SCALES_PER_OCTAVE", 3, int, "Scales at each level: 2^(i/n) times the base size.")
-    anchors.declare("ASPECT_RATIOS", (0.5, 1.0, 2.0), tuple[float, ...], "Height over width.")
+    anchors.declare(
+        "SIZES", (32.0, 64.0, 128.0, 256.0, 512.0), tuple[_Positive, ...], "Base size of each level, pixels."
+    )
+    anchors.declare("SCALES_PER_OCTAVE", 3, _OneOrMore, "Scales at each level: 2^(i/n) times the base size.")
+    anchors.declare("ASPECT_RATIOS", (0.5, 1.0, 2.0), tuple[_Positive, ...], "Height over width.")
     anchors.declare("OFFSET", 0.0, float, "Centre of the first anchor, in strides.")
     anchors.declare(
         "ROUNDING",
@@ -119,8 +140,10 @@ def _add_model(model: CfgNode) -> None:
         "From one cell to the next: the strides, or the padded input's size over the map's, cut (torchvision).",
     )
     coder = model.section("BOX_CODER")
-    coder.declare("WEIGHTS", (1.0,) * 4, tuple[float, float, float, float], "Multipliers of dx, dy, dw, dh.")
-    coder.declare("MAX_LOG_RATIO", math.log(1000 / 16), float, "Upper clamp of dw and dh when decoding.")
+    coder.declare(
+        "WEIGHTS", (1.0,) * 4, tuple[_Positive, _Positive, _Positive, _Positive], "Multipliers of dx, dy, dw, dh."
+    )
+    coder.declare("MAX_LOG_RATIO", math.log(1000 / 16), _Positive, "Upper clamp of dw and dh when decoding.")
     criterion = model.section("CRITERION")
     criterion.declare(
         "NORMALIZER",
@@ -130,7 +153,7 @@ def _add_model(model: CfgNode) -> None:
         "the whole batch; per_image: each image's by its own assigned anchors, then the mean (torchvision).",
     )
     criterion.declare(
-        "NORMALIZER_MOMENTUM", 0.0, float, "Moving average of the normaliser; 0 off (the paper), 0.9 detectron2."
+        "NORMALIZER_MOMENTUM", 0.0, _BelowOne, "Moving average of the normaliser; 0 off (the paper), 0.9 detectron2."
     )
     criterion.declare(
         "BOX_LOSS_ON",
@@ -138,18 +161,18 @@ def _add_model(model: CfgNode) -> None:
         Literal["assigned", "selected"],
         "Positives that the box loss sums over: all assigned, or only the selected ones.",
     )
-    criterion.declare("BOX_LOSS_WEIGHT", 1.0, float, "Factor of the box loss.")
+    criterion.declare("BOX_LOSS_WEIGHT", 1.0, _NotNegative, "Factor of the box loss.")
     post = model.section("POSTPROCESS")
-    post.declare("SCORE_THRESHOLD", 0.05, float, "Scores must be above it (strictly).")
+    post.declare("SCORE_THRESHOLD", 0.05, _BelowOne, "Scores must be above it (strictly).")
     post.declare(
         "COARSEST_SCORE_THRESHOLD",
         None,
-        float | None,
+        _BelowOne | None,
         "The same on the coarsest level; None: SCORE_THRESHOLD there, too.",
     )
-    post.declare("TOPK_PER_LEVEL", 1000, int, "Best (anchor, class) pairs of a level that are decoded.")
-    post.declare("NMS_IOU", 0.5, float, "A box is suppressed by a better one of its class above this IoU.")
-    post.declare("MAX_DETECTIONS", 100, int, "Detections kept per picture.")
+    post.declare("TOPK_PER_LEVEL", 1000, _OneOrMore, "Best (anchor, class) pairs of a level that are decoded.")
+    post.declare("NMS_IOU", 0.5, _Fraction, "A box is suppressed by a better one of its class above this IoU.")
+    post.declare("MAX_DETECTIONS", 100, _OneOrMore, "Detections kept per picture.")
     post.declare(
         "CLIP",
         "after_nms",
@@ -182,33 +205,45 @@ def _add_input(cfg: CfgNode) -> None:
         "TEST_TRANSFORMS", registry.TRANSFORMS, ("ResizeShortestEdge",), "Applied in evaluation and by the predictor."
     )
     loader = cfg.section("DATALOADER")
-    loader.declare("NUM_WORKERS", -1, int, "Processes that load pictures; 0: none, -1: cores - 1, at most 8.")
+    loader.declare(
+        "NUM_WORKERS",
+        -1,
+        Annotated[int, Range("x >= -1")],
+        "Processes that load pictures; 0: none, -1: cores - 1, at most 8.",
+    )
     loader.declare("ASPECT_RATIO_GROUPING", True, bool, "Batches of wide pictures only, or of tall ones only.")
 
 
 def _add_solver(solver: CfgNode) -> None:
-    solver.declare("IMS_PER_BATCH", 16, int, "Pictures of an iteration, over all devices.")
+    solver.declare("IMS_PER_BATCH", 16, _OneOrMore, "Pictures of an iteration, over all devices.")
     solver.declare(
         "REFERENCE_BATCH",
         16,
-        int | None,
+        _OneOrMore | None,
         "Batch that BASE_LR, MAX_ITER and the schedule are stated for; they scale to IMS_PER_BATCH. None: no scaling.",
     )
-    solver.declare("BASE_LR", 0.01, float, "Learning rate at REFERENCE_BATCH.")
-    solver.declare("MAX_ITER", 90000, int, "Iterations at REFERENCE_BATCH.")
-    solver.declare("WEIGHT_DECAY", 1e-4, float, "Weight decay of convolution weights.")
-    solver.declare("WEIGHT_DECAY_NORM", 0.0, float, "Weight decay of normalisation layers.")
-    solver.declare("WEIGHT_DECAY_BIAS", None, float | None, "Weight decay of biases; None: as weights.")
-    solver.declare("BIAS_LR_FACTOR", 1.0, float, "Learning rate of biases, relative.")
-    solver.declare("CLIP_GRADIENTS", None, float | None, "Largest norm of the whole gradient; None: no clipping.")
+    solver.declare("BASE_LR", 0.01, _NotNegative, "Learning rate at REFERENCE_BATCH.")
+    solver.declare("MAX_ITER", 90000, _OneOrMore, "Iterations at REFERENCE_BATCH.")
+    solver.declare("WEIGHT_DECAY", 1e-4, _NotNegative, "Weight decay of convolution weights.")
+    solver.declare("WEIGHT_DECAY_NORM", 0.0, _NotNegative, "Weight decay of normalisation layers.")
+    solver.declare("WEIGHT_DECAY_BIAS", None, _NotNegative | None, "Weight decay of biases; None: as weights.")
+    solver.declare("BIAS_LR_FACTOR", 1.0, _NotNegative, "Learning rate of biases, relative.")
+    solver.declare("CLIP_GRADIENTS", None, _Positive | None, "Largest norm of the whole gradient; None: no clipping.")
     solver.declare_slot("OPTIMIZER", registry.OPTIMIZERS, "SGD", "The optimiser.")
     solver.declare_slot("LR_SCHEDULE", registry.LR_SCHEDULES, "WarmupMultiStep", "The learning rate over iterations.")
-    solver.declare("CHECKPOINT_PERIOD", 5000, int, "Iterations between two checkpoints (as run, not scaled).")
-    solver.declare("KEEP_CHECKPOINTS", 2, int, "Newest checkpoints that are kept; the final one always is.")
+    solver.declare(
+        "CHECKPOINT_PERIOD",
+        5000,
+        _Count,
+        "Iterations between two checkpoints (as run, not scaled); 0: at the end only.",
+    )
+    solver.declare("KEEP_CHECKPOINTS", 2, _OneOrMore, "Newest checkpoints that are kept; the final one always is.")
 
 
 def _add_test(cfg: CfgNode) -> None:
     test = cfg.section("TEST")
-    test.declare("EVAL_PERIOD", 0, int, "Iterations between two evaluations (as run, not scaled); 0: at the end only.")
-    test.declare("IMS_PER_BATCH", 1, int, "Pictures of a batch in evaluation.")
+    test.declare(
+        "EVAL_PERIOD", 0, _Count, "Iterations between two evaluations (as run, not scaled); 0: at the end only."
+    )
+    test.declare("IMS_PER_BATCH", 1, _OneOrMore, "Pictures of a batch in evaluation.")
     test.declare_list_slot("EVALUATORS", registry.EVALUATORS, ("CocoEvaluator",), "What is computed on DATASETS.TEST.")

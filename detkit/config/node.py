@@ -18,7 +18,7 @@ from detkit.config.errors import ConfigError
 from detkit.config.renamed import RENAMED
 from detkit.config.values import SafeDumper, check_value, parse_text
 from detkit.config.yaml_file import Layer, read_layers, read_text
-from detkit.registry import Option, Registry, Slot, near_misses, options_of
+from detkit.registry import Option, Registry, Slot, near_misses, options_of, parameters_of
 
 Path_ = tuple[str, ...]
 
@@ -146,6 +146,7 @@ class CfgNode(yacs.config.CfgNode):
         if isinstance(node[path[-1]], CfgNode):
             inner = "NAME" if "NAME" in node[path[-1]] else "NAMES" if "NAMES" in node[path[-1]] else None
             hint = f"; set {'.'.join(path)}.{inner} to choose the component" if inner else ""
+            hint = "; its keys stand below it, indented" if value is None else hint
             raise ConfigError(f"{_at(place)}'{'.'.join(path)}' is a section, not a value, and got {value!r}{hint}")
         return node, path[-1]
 
@@ -163,19 +164,35 @@ class CfgNode(yacs.config.CfgNode):
                 + f". Registered: {', '.join(node._registry)}. A project's component needs --projects DIR."
             )
         known = list(self.key_paths())
+        positional = self._positional_parameter(path)
+        if positional:
+            return f"'{full}' is no option: {positional}"
         same_leaf = [k for k in known if k.split(".")[-1].lower() == path[-1].lower()][:3]
         near_here = near_misses(path[depth], node)
         if near_here and depth < len(path) - 1:
             near_here += f" (for '{path[depth]}')"
         near = " or ".join(filter(None, [near_here, *(f"'{k}'" for k in same_leaf)])) or near_misses(full, known)
-        return f"unknown key '{full}'" + (f"; did you mean {near}?" if near else "") + " All keys: docs/config.md"
+        return f"unknown key '{full}'" + (f"; did you mean {near}?" if near else ".") + " All keys: docs/config.md"
+
+    def _positional_parameter(self, path: Path_) -> str:
+        """Return what to do where the last of a path is a parameter of a component that lacks the `*` of options."""
+        slot: Any = self
+        for key in path[:-2]:
+            slot = slot.get(key) if isinstance(slot, CfgNode) else None
+        if len(path) < 2 or not isinstance(slot, CfgNode) or slot._registry is None or path[-2] not in slot._registry:
+            return ""
+        parameter = parameters_of(slot._registry.get(path[-2])).get(path[-1].lower())
+        if parameter is None or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            return ""
+        return (f"'{parameter.name}' is a positional parameter of {path[-2]}; options are keyword-only, with a default "
+                f"and a type: def __init__(self, *, {parameter.name}: float = 2.0)")  # fmt: skip
 
     def _checked(self, key: str, value: Any, full: str, place: str) -> Any:
         option = self._options[key]
         try:
             value = check_value(value, option.type)
         except TypeError as error:
-            got = f"{value!r} ({type(value).__name__})"
+            got = f"{value!r} ({type(value).__name__})" + ("; YAML writes None as null" if value == "None" else "")
             raise ConfigError(f"{_at(place)}{full} must be {error}, and got {got}. {option.text}") from None
         if self._registry is not None:
             for name in value if key == "NAMES" else (value,):

@@ -1,6 +1,9 @@
-"""Keys that users bring from detectron2, and where their meaning lives here; an error names it."""
+"""Keys that users bring from elsewhere, most from detectron2, and where their meaning lives here; an error names it."""
+
+_OF_A_SWEEP = "nothing (this file is a sweep: python tools/sweep.py FILE)"
 
 RENAMED = {
+    **dict.fromkeys(("TITLE", "AXES", "CLAIMS", "SCALES"), _OF_A_SWEEP),
     "MODEL.META_ARCHITECTURE": "MODEL.DETECTOR.NAME",
     "MODEL.DEVICE": "DEVICE",
     "MODEL.MASK_ON": "nothing (detkit detects boxes)",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -26,10 +28,32 @@ for _class in (SafeLoader, SafeDumper):
     )
 
 
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option takes: `Annotated[float, Range("0 <= x < 1")]`; the text is shown, and is the rule."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not _RANGE.fullmatch(self.text):
+            raise ValueError(f"a range is written as 'x >= 0' or '0 <= x < 1', not {self.text!r}")
+
+    def __contains__(self, value: float) -> bool:
+        words = self.text.split()
+        numbers = [value if word == "x" else float(word) for word in words[::2]]
+        return all(_COMPARE[sign](a, b) for a, sign, b in zip(numbers, words[1::2], numbers[1:], strict=False))
+
+
+_COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_NUMBER = r"-?[\d.]+(?:e\d+)?"
+_RANGE = re.compile(rf"x [<>]=? {_NUMBER}|{_NUMBER} <=? x <=? {_NUMBER}")
+
+
 def check_value(value: Any, annotation: Any) -> Any:
     """Return `value` as the annotated type, or raise TypeError saying what was expected.
 
     An int is taken for a float; a bool never for a number; a list for a tuple; a single value for a sequence of one.
+    `Annotated` with a `Range` is checked against it.
     """
     if annotation is Any:
         return value
@@ -47,18 +71,26 @@ def check_value(value: Any, annotation: Any) -> Any:
         raise TypeError(type_text(annotation))
     if origin in (tuple, list) or annotation in (tuple, list):
         return _check_sequence(value, annotation)
+    if origin is Annotated:
+        return _check_annotated(value, annotation)
     return _check_scalar(value, annotation)
 
 
 def type_text(annotation: Any) -> str:
-    """Return an annotation as a reader of the config would say it: 'float | None', 'one of "RGB", "BGR"'."""
+    """Return an annotation as a reader of the config would say it: 'float | None', '[int, ...]', 'one of "a", "b"'."""
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in get_args(annotation))
     if get_origin(annotation) in (Union, types.UnionType):
         return " | ".join(type_text(part) for part in get_args(annotation))
     if annotation is type(None):
         return "None"
-    if isinstance(annotation, type) and get_origin(annotation) is None:
+    if get_origin(annotation) is Annotated:
+        kind, *extra = get_args(annotation)
+        return " ".join([type_text(kind), *(f"({part.text})" for part in extra if isinstance(part, Range))])
+    if get_origin(annotation) in (tuple, list):  # as it is written in YAML
+        parts = get_args(annotation)
+        return "[" + ", ".join("..." if part is Ellipsis else type_text(part) for part in parts) + "]"
+    if isinstance(annotation, type):
         return annotation.__name__
     return str(annotation).replace("typing.", "")
 
@@ -106,6 +138,17 @@ def _check_sequence(value: Any, annotation: Any) -> Any:
         return kind(check_value(item, parts[0]) for item in items)
     except TypeError:
         raise TypeError(type_text(annotation)) from None
+
+
+def _check_annotated(value: Any, annotation: Any) -> Any:
+    kind, *extra = get_args(annotation)
+    try:
+        value = check_value(value, kind)
+    except TypeError:
+        raise TypeError(type_text(annotation)) from None
+    if all(value in part for part in extra if isinstance(part, Range)):
+        return value
+    raise TypeError(type_text(annotation))
 
 
 def _check_scalar(value: Any, annotation: Any) -> Any:

@@ -96,7 +96,8 @@ def _parse(text: str, source: str) -> Layer:
 
 def _mapping(node: yaml.Node, source: str, keys: tuple[str, ...], layer: Layer) -> dict[str, Any]:
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{source}:{node.start_mark.line + 1}: expected 'KEY: value' lines, found {node.value!r}")
+        found = "a list" if isinstance(node, yaml.SequenceNode) else repr(node.value)
+        raise ConfigError(f"{source}:{node.start_mark.line + 1}: expected 'KEY: value' lines, found {found}")
     tree: dict[str, Any] = {}
     for key_node, value_node in node.value:
         place = f"{source}:{key_node.start_mark.line + 1}"

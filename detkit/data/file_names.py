@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from detkit.data.errors import DataError
 
@@ -55,7 +56,7 @@ def resolved_files(root: str, names: Sequence[str], source: str) -> Files:
     names, how many there are, and what to set. Every folder is listed once, which is cheaper than asking for each file.
     """
     if not os.path.isdir(root):
-        raise DataError(f"{source}: the image folder {root} does not exist. {relative_paths_hint()}")
+        raise DataError(f"{source}: the image folder {root} does not exist. {relative_paths_hint(root)}")
     folders = _Folders(root)
     found, missing, fixed = [], [], dict.fromkeys((SLASHES, CASE), 0)
     for name in names:
@@ -78,10 +79,15 @@ def is_picture(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(_PICTURES)
 
 
-def relative_paths_hint() -> str:
-    """Return the sentence for errors that says where relative paths of data sets start from."""
-    folder = os.environ.get("DETKIT_DATASETS") or "not set"
-    return f"Relative paths start from $DETKIT_DATASETS (now {folder}), else from the working folder."
+def relative_paths_hint(path: Path | str) -> str:
+    """Return the sentences for an error on a `path` below the data sets folder: where relative paths start from."""
+    folder = os.environ.get("DETKIT_DATASETS")
+    hint = f"Relative paths start from $DETKIT_DATASETS (now {folder or 'not set'}), else from the working folder."
+    if folder and Path(path).is_relative_to(folder):
+        here = Path(path).relative_to(folder)
+        if here.exists():
+            hint += f" The working folder has {here}: unset DETKIT_DATASETS, or give the whole path."
+    return hint
 
 
 class _Folders:

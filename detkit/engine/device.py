@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
+import time
+from pathlib import Path
 
 import torch
 
@@ -41,12 +44,28 @@ def advice_on_threads(device: torch.device) -> str | None:
     except (AttributeError, OSError):  # Windows; some containers
         return None
     cores = os.cpu_count() or 1  # the load is that of all, whatever this process may use
-    if device.type != "cpu" or threads == 1 or load + threads <= 1.5 * cores:
+    if device.type != "cpu" or threads == 1 or min(load, _running_now()) + threads <= 1.5 * cores:
         return None
     return (
         f"other work keeps this machine busy (load {load:.1f} on {cores} cores), and {threads} threads that wait for "
         "one another may then be several times slower than one: OMP_NUM_THREADS=1 before the command"
     )
+
+
+def _running_now() -> float:
+    """Return the least number of other threads that ran at once within a tenth of a second; inf where no one says.
+
+    The load is an average over a minute, in which the run before this one still counts.
+    """
+    counts = []
+    try:
+        for _ in range(5):
+            running, _, _ = Path("/proc/loadavg").read_text().split()[3].partition("/")
+            counts.append(int(running) - 1)  # this thread is one of them
+            time.sleep(0.02)
+    except (OSError, IndexError, ValueError):  # not Linux
+        return math.inf
+    return min(counts)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from detkit.config import ConfigError
+from detkit.log import get_logger
 
 
 @contextlib.contextmanager
@@ -38,6 +39,10 @@ def become_torchrun(num_processes: int, argv: Sequence[str]) -> None:
     devices = torch.cuda.device_count()
     if torch.cuda.is_available() and num_processes > devices:
         raise ConfigError(f"--num-gpus {num_processes}: this machine has {devices}")
+    if not torch.cuda.is_available():
+        get_logger(__name__).warning(
+            "--num-gpus %d: no CUDA device here; as many processes share the CPU", num_processes
+        )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
     os.environ.update(signals_that_torchrun_passes_on())
     os.execv(sys.executable, [*command, *argv])

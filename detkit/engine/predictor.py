@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,10 @@ class Predictor:
         self.detector = placed(detector, self.device)
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Path | str | np.ndarray]) -> list[Detections]:
+    def __call__(self, pictures: Iterable[Path | str | np.ndarray]) -> list[Detections]:
         """Detect in pictures: paths, or arrays [H, W, 3] uint8 RGB. Boxes are in pixels of each picture as given.
 
+        They may come one by one, from a generator: TEST.IMS_PER_BATCH of them are in memory at a time.
         A file that cannot be read, or an array of another shape or dtype, is an error that names it. No picture, no
         detections: an empty list.
         """
@@ -56,9 +58,10 @@ class Predictor:
                 found += [detections.to("cpu") for detections in self.detector(batch.to(self.device))]
         return found
 
-    def _batches(self, pictures: Sequence[Path | str | np.ndarray]) -> Iterator[Batch]:
-        for start in range(0, len(pictures), self._batch_size):
-            yield batch_from_samples([self._transform(p) for p in pictures[start : start + self._batch_size]])
+    def _batches(self, pictures: Iterable[Path | str | np.ndarray]) -> Iterator[Batch]:
+        rest = iter(pictures)
+        while samples := [self._transform(picture) for picture in itertools.islice(rest, self._batch_size)]:
+            yield batch_from_samples(samples)
 
 
 def config_of(checkpoint: Path | str) -> CfgNode:

@@ -73,7 +73,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     device, cfg = select_device(cfg.DEVICE), _frozen(cfg)
     plan = plan_of(cfg.SOLVER)
     folder, is_resumed = _folder_of_run(cfg, resume)
-    with _removed_if_nothing_began(folder, is_resumed):
+    with _removed_if_nothing_began(cfg, folder, is_resumed):
         setup_logging(folder if is_main() else None)
         if resume and not is_resumed:
             where = cfg.OUTPUT_DIR or f"{runs_of(cfg)}/<n>"
@@ -84,11 +84,10 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         _log_data(index, plan)
         trainer = _build_trainer(cfg, plan, index.class_names, device, is_resumed)
         _log_rate_and_keys(cfg, plan, trainer)
-        about_data = index.summary() + (_anchors_lines(cfg, index, trainer.detector) if is_main() else [])
         with values_are_the_configs():
             test_sets = TestSets(cfg, index.class_names)
             test_sets.log_summaries()
-            parts = _build_parts(cfg, folder, index, plan, about_data)
+            parts = _build_parts(cfg, folder, index, plan, trainer.detector)
     logger.info("run folder: %s", folder)
     with held(folder) if is_main() else contextlib.nullcontext():
         if is_main() and not is_resumed:
@@ -130,7 +129,7 @@ def evaluate_only(cfg: CfgNode) -> dict[str, Any]:
     if not cfg.DATASETS.TEST:
         raise ConfigError("--eval-only needs data, and DATASETS.TEST is empty: give DATASETS.TEST NAME")
     folder, _ = _folder_of_run(cfg, resume=False)
-    with _removed_if_nothing_began(folder, is_resumed=False):
+    with _removed_if_nothing_began(cfg, folder, is_resumed=False):
         setup_logging(folder if is_main() else None)
         detector, class_names = detector_with_weights(cfg)
         with values_are_the_configs():
@@ -154,11 +153,13 @@ class _Parts:
     about_data: list[str]
 
 
-def _build_parts(cfg: CfgNode, folder: Path, index: ImageIndex, plan: Plan, about_data: list[str]) -> _Parts:
+def _build_parts(cfg: CfgNode, folder: Path, index: ImageIndex, plan: Plan, detector: nn.Module) -> _Parts:
     loader_from = functools.partial(_train_loader, cfg, plan, index)
     loader_from(0)
     checkpointer = Checkpointer(folder / CHECKPOINTS, cfg.SOLVER.KEEP_CHECKPOINTS)
-    return _Parts(index, checkpointer, HOOKS.build_list(cfg.HOOKS), loader_from, about_data)
+    hooks = HOOKS.build_list(cfg.HOOKS)
+    about_data = index.summary() + (_anchors_lines(cfg, index, detector) if is_main() else [])
+    return _Parts(index, checkpointer, hooks, loader_from, about_data)
 
 
 def _train_loader(cfg: CfgNode, plan: Plan, index: ImageIndex, start: int) -> Iterable[Batch]:
@@ -297,7 +298,7 @@ def _folder_of_project(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _removed_if_nothing_began(folder: Path, is_resumed: bool) -> Iterator[None]:
+def _removed_if_nothing_began(cfg: CfgNode, folder: Path, is_resumed: bool) -> Iterator[None]:
     """Where a mistake in config, data or weights ends a run before it began, leave no empty folder behind."""
     try:
         yield
@@ -306,6 +307,9 @@ def _removed_if_nothing_began(folder: Path, is_resumed: bool) -> Iterator[None]:
         if not set(files) - {"log.txt", LOCK}:
             setup_logging()  # closes log.txt
             shutil.rmtree(folder, ignore_errors=True)
+            if folder.parent == runs_of(cfg):
+                with contextlib.suppress(OSError):  # others are in it
+                    folder.parent.rmdir()
         raise
 
 
@@ -354,7 +358,7 @@ def _anchors_lines(cfg: CfgNode, index: ImageIndex, detector: torch.nn.Module) -
     """Log how the anchors fit the boxes, and return the lines."""
     try:
         coverage = anchor_coverage(cfg, index, detector)
-    except Exception as error:  # advice is no reason to end a run; what is wrong with its config is said right after
+    except Exception as error:  # advice is no reason to end a run
         logger.warning("the fit of the anchors could not be measured: %s: %s", type(error).__name__, error)
         return []
     if coverage is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from detkit.config import CfgNode, ConfigError
+from detkit.config import CfgNode
 from detkit.registry import LR_SCHEDULES, OPTIMIZERS
 from detkit.solver.optimizers import parameter_groups
 
@@ -29,13 +29,9 @@ def plan_of(solver: CfgNode) -> Plan:
     The rate falls and the iterations rise in proportion, so that the run sees as many pictures as the config states.
     """
     batch, reference = solver.IMS_PER_BATCH, solver.REFERENCE_BATCH
-    if batch < 1 or solver.MAX_ITER < 1:
-        raise ConfigError(f"SOLVER.IMS_PER_BATCH ({batch}) and SOLVER.MAX_ITER ({solver.MAX_ITER}) must be at least 1")
     if reference is None or reference == batch:
         text = f"batch {batch}: lr {solver.BASE_LR:g}, {solver.MAX_ITER} iterations"
         return Plan(solver.BASE_LR, solver.MAX_ITER, 1.0, text)
-    if reference < 1:
-        raise ConfigError(f"SOLVER.REFERENCE_BATCH must be at least 1 or None, and is {reference}")
     scale = reference / batch
     lr, max_iter = solver.BASE_LR / scale, max(round(solver.MAX_ITER * scale), 1)
     text = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
+from detkit.config import Range
 from detkit.registry import OPTIMIZERS
+
+_BelowOne = Annotated[float, Range("0 <= x < 1")]
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -50,7 +53,7 @@ def parameter_groups(
 
 @OPTIMIZERS.register(name="SGD")
 def sgd(
-    groups: list[dict[str, Any]], lr: float, *, momentum: float = 0.9, nesterov: bool = False
+    groups: list[dict[str, Any]], lr: float, *, momentum: _BelowOne = 0.9, nesterov: bool = False
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum (section 4.1: 0.9).
 
@@ -63,7 +66,12 @@ def sgd(
 
 @OPTIMIZERS.register(name="AdamW")
 def adamw(
-    groups: list[dict[str, Any]], lr: float, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
+    groups: list[dict[str, Any]],
+    lr: float,
+    *,
+    beta1: _BelowOne = 0.9,
+    beta2: _BelowOne = 0.999,
+    eps: Annotated[float, Range("x >= 0")] = 1e-8,
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
 

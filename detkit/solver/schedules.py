@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import bisect
 import math
+from typing import Annotated
 
+from detkit.config import Range
 from detkit.registry import LR_SCHEDULES
+
+_Iterations = Annotated[int, Range("x >= 0")]
+_Factor = Annotated[float, Range("x >= 0")]
 
 
 def warmup(iteration: int, iters: float, factor: float) -> float:
@@ -31,10 +36,10 @@ class WarmupMultiStep:
         max_iter: int,
         scale: float = 1.0,
         *,
-        steps: tuple[int, ...] = (60000, 80000),
-        gamma: float = 0.1,
-        warmup_iters: int = 1000,
-        warmup_factor: float = 0.001,
+        steps: tuple[_Iterations, ...] = (60000, 80000),
+        gamma: _Factor = 0.1,
+        warmup_iters: _Iterations = 1000,
+        warmup_factor: _Factor = 0.001,
     ) -> None:
         if list(steps) != sorted(steps):
             raise ValueError(f"SOLVER.LR_SCHEDULE.WarmupMultiStep.STEPS must rise, and is {steps}")
@@ -64,9 +69,9 @@ class WarmupCosine:
         max_iter: int,
         scale: float = 1.0,
         *,
-        warmup_iters: int = 1000,
-        warmup_factor: float = 0.001,
-        final: float = 0.0,
+        warmup_iters: _Iterations = 1000,
+        warmup_factor: _Factor = 0.001,
+        final: _Factor = 0.0,
     ) -> None:
         self.max_iter = max(max_iter, 1)
         self.warmup_iters = warmup_iters * scale

@@ -129,7 +129,7 @@ def test_the_report_has_a_row_for_every_tensor_of_the_file_and_of_the_detector(t
     summary = str(report)
     assert "\n" not in summary
     assert "head.cls_score: 80 -> 6 classes, re-initialised with the prior" in summary
-    assert "a detector in detectron2's names" in summary
+    assert "a detector under detectron2's names, which are detkit's" in summary
     table = report.table()
     assert len(table.splitlines()) == len(report.rows) + 2
     assert "not in the file" in table

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from detkit import __version__
 from detkit.cli import main
@@ -70,3 +71,24 @@ def test_another_broken_pipe_is_an_error():
 
     with pytest.raises(BrokenPipeError):
         status_of(fail)
+
+
+def test_ctrl_c_ends_in_one_line_also_where_a_save_made_another_error_of_it(tmp_path, capsys):
+    class Interrupted:
+        def write(self, data):
+            raise KeyboardInterrupt
+
+        def flush(self):
+            raise KeyboardInterrupt
+
+    def save():
+        torch.save({"a": torch.ones(3)}, Interrupted())
+
+    def press():
+        raise KeyboardInterrupt
+
+    for work in (press, save):
+        assert status_of(work) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(ZeroDivisionError):
+        status_of(lambda: 1 // 0)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from detkit import registry
-from detkit.config import ConfigError, get_cfg
+from detkit.config import ConfigError, Range, get_cfg
 from detkit.registry import Registry, Slot, options_of
 
 
@@ -112,6 +112,9 @@ def test_a_slot_inside_an_option(register, toy_loss):
         ):
             self.first, self.second = first(num_classes=2), second(num_classes=3)
 
+        def __call__(self, features):
+            return [], []
+
     register(registry.HEADS, TwoHeads)
     cfg = get_cfg()
     cfg.merge_from_list(["MODEL.HEAD.NAME", "TwoHeads", "MODEL.HEAD.TwoHeads.FIRST.ToyLoss.GAMMA", "5"])
@@ -177,7 +180,7 @@ def test_copies_are_equal_and_apart(copier):
     assert other == cfg
     other.merge_from_list(["SEED", "5"])
     assert (cfg.SEED, other.SEED) == (0, 5)
-    assert other.option("SEED").type is int
+    assert other.option("SEED") == cfg.option("SEED")
 
 
 @pytest.mark.parametrize(
@@ -200,3 +203,61 @@ def test_keys_that_nothing_reads():
     assert cfg.clone().given_in_vain() == ["SOLVER.OPTIMIZER.AdamW.BETA1"]
     cfg.merge_from_list(["SOLVER.OPTIMIZER.NAME=AdamW"])
     assert cfg.given_in_vain() == ["SOLVER.OPTIMIZER.SGD.MOMENTUM"]
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("SEED", ["0", "8" + "9" * 17], ["-1", "1" + "0" * 19]),
+        ("LOG_PERIOD", ["1"], ["0", "-5"]),
+        ("VIS.NUM_IMAGES", ["0"], ["-1"]),
+        ("VIS.SCORE_THRESHOLD", ["0", "1"], ["50", "-.1"]),
+        ("DATALOADER.NUM_WORKERS", ["-1", "0"], ["-2"]),
+        ("SOLVER.WEIGHT_DECAY", ["0"], ["-1"]),
+        ("SOLVER.WEIGHT_DECAY_BIAS", ["0", "None"], ["-1"]),
+        ("SOLVER.CLIP_GRADIENTS", ["1e-9", "None"], ["0"]),
+        ("SOLVER.OPTIMIZER.SGD.MOMENTUM", ["0", ".99"], ["1", "-.1"]),
+        ("SOLVER.LR_SCHEDULE.WarmupMultiStep.STEPS", ["[]", "[0, 5]"], ["[5, -1]"]),
+        ("MODEL.POSTPROCESS.SCORE_THRESHOLD", ["0"], ["1"]),
+        ("MODEL.PRIOR_PROB", [".5", "None"], ["0", "1"]),
+    ],
+)
+def test_numbers_beyond_what_has_a_meaning_are_refused_with_their_key(key, good, bad):
+    for text in good:
+        get_cfg().merge_from_list([key, text])
+    for text in bad:
+        with pytest.raises(ConfigError, match=rf"{key} must be .*x.*, and got"):
+            get_cfg().merge_from_list([key, text])
+
+
+@pytest.mark.parametrize("text", ["x", "x > ", "x = 1", "0 < y < 1", "1 > x > 0", "x >= a"])
+def test_a_range_that_cannot_be_read_is_refused_where_it_is_written(text):
+    with pytest.raises(ValueError, match="a range is written as"):
+        Range(text)
+
+
+def test_a_component_that_lacks_what_its_socket_asks_for_is_named(register):
+    class HalfLoss:
+        def forward(self, logits, labels, reduction):
+            return logits.sum()
+
+        def num_channels(self, num_classes):
+            return num_classes
+
+    register(registry.CLS_LOSSES, HalfLoss)
+    pattern = r"CLS_LOSSES.HalfLoss \(.*py:\d+\)\) has no __call__, prior_bias, scores, which CLS_LOSSES asks"
+    with pytest.raises(ValueError, match=pattern):
+        registry.CLS_LOSSES.build({"NAME": "HalfLoss"})
+
+
+def test_an_option_without_the_star_is_told_how_to_become_one(register):
+    class Positional:
+        def __init__(self, gamma=2.0):
+            pass
+
+    register(registry.CLS_LOSSES, Positional)
+    cfg = get_cfg()
+    with pytest.raises(ConfigError, match=r"no option: 'gamma' is a positional parameter of Positional.*\*, gamma"):
+        cfg.merge_from_list(["MODEL.CLS_LOSS.Positional.GAMMA", "1"])
+    with pytest.raises(ConfigError, match="unknown key 'MODEL.CLS_LOSS.Positional.ALPHA'"):
+        cfg.merge_from_list(["MODEL.CLS_LOSS.Positional.ALPHA", "1"])

@@ -100,7 +100,19 @@ def test_other_pictures_in_the_folders_of_these_are_counted(folder):
 @pytest.mark.parametrize(("value", "shown"), [("/my/sets", "/my/sets"), ("", "not set")])
 def test_the_hint_on_relative_paths_says_where_they_start(monkeypatch, value, shown):
     monkeypatch.setenv("DETKIT_DATASETS", value)
-    assert f"(now {shown})" in relative_paths_hint()
+    assert relative_paths_hint(f"{value}/a.json").startswith(
+        f"Relative paths start from $DETKIT_DATASETS (now {shown})"
+    )
+
+
+def test_the_hint_on_relative_paths_says_where_else_the_file_is(monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.json").touch()
+    monkeypatch.setenv("DETKIT_DATASETS", str(tmp_path / "sets"))
+    monkeypatch.chdir(tmp_path)
+    assert "The working folder has mine/a.json" in relative_paths_hint(tmp_path / "sets" / "mine" / "a.json")
+    for elsewhere in (tmp_path / "sets" / "mine" / "b.json", tmp_path / "mine" / "a.json"):
+        assert "The working folder has" not in relative_paths_hint(elsewhere)
 
 
 def test_pictures_are_told_by_their_extension():

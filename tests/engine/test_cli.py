@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+import torch
 
 from detkit.checkpoint import load_file
 from detkit.cli import parse_arguments, train_net
@@ -36,12 +37,14 @@ def test_an_unknown_flag_is_refused(capsys):
     ("words", "message"),
     [
         (["SOLVER.BASE_LRR", "1"], "unknown key 'SOLVER.BASE_LRR'; did you mean 'BASE_LR'"),
-        (["SOLVER.MAX_ITER", "fast"], "SOLVER.MAX_ITER must be int, and got 'fast'"),
+        (["SOLVER.MAX_ITER", "fast"], "SOLVER.MAX_ITER must be int (x >= 1), and got 'fast'"),
         (["DATASETS.TRAIN", "coco:none.json:none"], "none.json"),
         (["DATASETS.TRAIN", "shapez:train"], "DATASETS has no component 'shapez'. Did you mean 'shapes'"),
         (["DEVICE", "gpu"], "DEVICE 'gpu' is not a device"),
         (["MODEL.BACKBONE.ResNet.DEPTH", "19"], "19"),
         (["MODEL.ANCHORS.SIZES", "[32, 64]"], "give one base size for each"),
+        (["--num-gpus", "0"], "--num-gpus must be at least 1, and is 0"),
+        (["--eval-only", "--resume"], "leave --resume out, and name what is evaluated by MODEL.WEIGHTS"),
     ],
 )
 def test_a_users_mistake_is_one_message(tiny, capsys, words, message):
@@ -54,12 +57,13 @@ def test_a_users_mistake_is_one_message(tiny, capsys, words, message):
 
 def test_two_processes_train_as_one(command, tmp_path):
     """The same batch over two ranks: the same losses, the same results, but for rounding."""
-    run = ("MODEL.BACKBONE.ResNet.NORM=GN", "SOLVER.MAX_ITER=4", "TEST.EVAL_PERIOD=0", "LOG_PERIOD=2")
+    run = ("MODEL.BACKBONE.ResNet.NORM=GN", "SOLVER.MAX_ITER=4", "TEST.EVAL_PERIOD=0", "LOG_PERIOD=2", "PRECISION=fp32")
     folders = [tmp_path / "one", tmp_path / "two"]
     for number, folder in enumerate(folders, 1):
         process = command("--num-gpus", number, *run, f"OUTPUT_DIR={folder}", "DEVICE=cpu")
         _, errors = process.communicate(timeout=180)
         assert process.returncode == 0, errors
+        assert ("as many processes share the CPU" in errors) == (number == 2 and not torch.cuda.is_available())
     one, two = (read_json_lines(folder / "metrics.jsonl") for folder in folders)
     for a, b in zip(one[:-1], two[:-1], strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)

@@ -1,10 +1,20 @@
 """Devices and precision."""
 
+import math
+import os
+
 import pytest
 import torch
 
 from detkit.config import ConfigError
-from detkit.engine.device import advice_on_threads, autocast_dtype, keep_large_blocks, peak_memory_mb, select_device
+from detkit.engine.device import (
+    _running_now,
+    advice_on_threads,
+    autocast_dtype,
+    keep_large_blocks,
+    peak_memory_mb,
+    select_device,
+)
 
 
 def test_cpu_and_refusals():
@@ -31,6 +41,20 @@ def test_precision(amx, avx512, monkeypatch):
     assert autocast_dtype("auto", cpu) is (torch.bfloat16 if amx or avx512 else None)
 
 
+def test_the_load_of_the_minute_before_alone_is_not_said(monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (50.0, 0.0, 0.0))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for running, is_said in ((0, False), (50, True), (math.inf, True)):
+        monkeypatch.setattr("detkit.engine.device._running_now", lambda running=running: running)
+        assert (advice_on_threads(torch.device("cpu")) is not None) == is_said
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/loadavg"), reason="only Linux says what is running")
+def test_what_runs_now_is_counted():
+    assert 0 <= _running_now() < math.inf
+
+
 def test_memory():
     keep_large_blocks()
     assert peak_memory_mb(torch.device("cpu")) > 10
@@ -44,6 +68,7 @@ def test_threads_that_would_wait_for_busy_cores_are_said(load, threads, cores, i
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("detkit.engine.device._running_now", lambda: load)
     advice = advice_on_threads(torch.device("cpu"))
     assert (advice is not None) == is_said
     assert advice is None or f"load {load} on {cores} cores" in advice

@@ -35,6 +35,7 @@ def test_a_checkpoint_is_enough(trained):
     torch.testing.assert_close(arrays[0].boxes, found[0].boxes)
     torch.testing.assert_close(arrays[1].scores, found[1].scores)
     assert predict([]) == []
+    assert [len(f) for f in predict(path for path in paths)] == [len(f) for f in found]
 
 
 def test_odd_sizes_and_their_own_pixels(trained):

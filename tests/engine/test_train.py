@@ -359,18 +359,14 @@ def test_bfloat16_trains(config, tmp_path):
     [
         ("INPUT.TEST_TRANSFORMS.ResizeShortestEdge.SIZES=[0]", "SIZES"),
         ("INPUT.TRAIN_TRANSFORMS.RandomFlip.PROB=2", "PROB"),
-        ("SOLVER.KEEP_CHECKPOINTS=0", "KEEP_CHECKPOINTS"),
         ("SOLVER.LR_SCHEDULE.NAME=WarmupMultiStep SOLVER.LR_SCHEDULE.WarmupMultiStep.STEPS=[3,2]", "STEPS must rise"),
         ("MODEL.CLS_LOSS.SigmoidFocalLoss.GAMMA=-1", "gamma -1"),
-        ("SOLVER.BASE_LR=-1", "learning rate"),
-        ("SOLVER.CLIP_GRADIENTS=0", "CLIP_GRADIENTS must be positive"),
-        ("TEST.IMS_PER_BATCH=0", "TEST.IMS_PER_BATCH is 0"),
     ],
 )
 def test_bad_values_are_refused_before_training(config, override, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         train(config(*override.split()))
-    assert not list((tmp_path / "runs" / "tiny").iterdir()), "no empty folder is left"
+    assert not (tmp_path / "runs" / "tiny").exists(), "no empty folder is left"
 
 
 def test_frozen_layers_without_weights_are_refused(config):

@@ -37,10 +37,8 @@ def test_scaling_keeps_the_pictures_seen_and_is_said():
 
 @pytest.mark.parametrize(("key", "value"), [("IMS_PER_BATCH", 0), ("MAX_ITER", 0), ("REFERENCE_BATCH", -1)])
 def test_bad_plans_are_refused(key, value):
-    cfg = get_cfg()
-    setattr(cfg.SOLVER, key, value)
     with pytest.raises(ConfigError, match=key):
-        plan_of(cfg.SOLVER)
+        setattr(get_cfg().SOLVER, key, value)
 
 
 def test_steps_must_rise():

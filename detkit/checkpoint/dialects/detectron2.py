@@ -13,7 +13,9 @@ _ANCHORS = "anchor_generator.cell_anchors."
 def translate(tensors: dict[str, Tensor]) -> Translation:
     """Return the tensors of a detector, or of a backbone alone, as they are."""
     is_detector = any(name.startswith("head.") for name in tensors)
-    result = Translation("a detector in detectron2's names" if is_detector else "tensors by name")
+    result = Translation(
+        "a detector under detectron2's names, which are detkit's" if is_detector else "tensors by name"
+    )
     for name, tensor in tensors.items():
         if name in _CONSTANTS or name.startswith(_ANCHORS):
             result.skipped[name] = "a constant of the config"

@@ -117,7 +117,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         with _collector_paused():
             data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise DataError(f"the annotation file {path} does not exist. {relative_paths_hint()}") from None
+        raise DataError(f"the annotation file {path} does not exist. {relative_paths_hint(path)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"the annotation file {path} cannot be read as JSON: {error}. "
                         "Is the download or the export complete?") from error  # fmt: skip

@@ -143,7 +143,7 @@ def _rows(path: Path) -> list[tuple[str, list[str]]]:
             reader = csv.reader(file, strict=True)
             return [(f"{path}:{reader.line_num}", [text.strip() for text in row]) for row in reader if any(row)]
     except FileNotFoundError:
-        raise DataError(f"the annotation file {path} does not exist. {relative_paths_hint()}") from None
+        raise DataError(f"the annotation file {path} does not exist. {relative_paths_hint(path)}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except csv.Error as error:

@@ -80,4 +80,4 @@ def read_lines(path: Path, what: str) -> list[str]:
 def require_folder(folder: Path, what: str) -> None:
     """Raise DataError where a folder does not exist; `what` says whose it is."""
     if not os.path.isdir(folder):
-        raise DataError(f"{what} {folder} does not exist. {relative_paths_hint()}")
+        raise DataError(f"{what} {folder} does not exist. {relative_paths_hint(folder)}")

@@ -102,7 +102,7 @@ def _layer(path: Path) -> Layer:
     try:
         return read_text(path.read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
-        raise DataError(f"the file {path} does not exist. {relative_paths_hint()}") from None
+        raise DataError(f"the file {path} does not exist. {relative_paths_hint(path)}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -129,8 +129,9 @@ def _root(layer: Layer, path: Path, splits: dict[str, list[str]]) -> tuple[Path,
     tried = str(places[0])
     if not os.path.isabs(given):
         tried += f" (from the folder of {path.name}) and {places[1]} (from $DETKIT_DATASETS, or the working folder)"
+    hint = relative_paths_hint(places[1])
     raise DataError(f"{layer.place(('path',))}: the folder 'path: {given}' does not exist: tried {tried}. Write "
-                    f"'path: .' where the pictures lie beside {path.name}. {relative_paths_hint()}")  # fmt: skip
+                    f"'path: .' where the pictures lie beside {path.name}. {hint}")  # fmt: skip
 
 
 def _names(layer: Layer, path: Path) -> dict[int, str]:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detkit.config import get_cfg
+from detkit.config import ConfigError, get_cfg
 from detkit.modeling import build_detector
+from detkit.modeling.detectors.retinanet import RetinaNet
 from detkit.ops import batched_nms
 from detkit.structures import Batch
 from detkit.structures.boxes import clip_boxes
@@ -173,9 +174,11 @@ def test_the_input_is_normalised_in_the_order_of_channels_then_padded_with_zeros
 
 @pytest.mark.parametrize("std", [(1.0, 0.0, 1.0), (-1.0, 1.0, 1.0)])
 def test_a_deviation_that_is_not_positive_is_refused(cfg, std):
-    cfg.merge_from_list(["MODEL.PIXEL_STD", std])
+    with pytest.raises(ConfigError, match=r"MODEL.PIXEL_STD must be \[float \(x > 0\), "):
+        cfg.merge_from_list(["MODEL.PIXEL_STD", std])
+    parts = dict.fromkeys(("backbone", "head", "anchors", "criterion", "postprocess"), torch.nn.Identity())
     with pytest.raises(ValueError, match=rf"pixel_std \({std[0]}, {std[1]}, .* must be positive"):
-        make_detector(cfg)
+        RetinaNet(**parts, pixel_mean=(0.0,) * 3, pixel_std=std, channels="BGR")
 
 
 def test_the_default_input_is_bgr_less_its_mean(make_batch):
