@@ -17,7 +17,8 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # some network file 
 def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
     """Write a file through a temporary one beside it: fsync, rename, fsync the folder. Nothing is left on failure.
 
-    A full disk, or a folder that cannot be written, is an OSError that names the file.
+    A full disk, or a folder that cannot be written, is an OSError that names the file. Ctrl-C is a KeyboardInterrupt
+    also where the writer makes another error of it, as torch.save does.
     """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -37,6 +38,8 @@ def write_atomically(path: Path | str, write: Callable[[BinaryIO], object]) -> N
         of_disk = file.error or (error if isinstance(error, OSError) and error.filename is None else None)
         if of_disk is not None and of_disk.errno is not None:
             raise OSError(of_disk.errno, of_disk.strerror, str(path)) from error
+        if _arose_from_interrupt(error):
+            raise KeyboardInterrupt from error
         raise
     _sync_folder(path.parent)
 
@@ -70,6 +73,12 @@ class _KeepingErrors:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError) if self.error is not None else contextlib.nullcontext():
             self._file.close()
+
+
+def _arose_from_interrupt(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def write_text_atomically(path: Path | str, text: str) -> None:
@@ -151,15 +160,16 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def new_numbered_folder(parent: Path | str) -> Path:
     """Make and return `parent/n`, n one above the largest there; never one that exists (exclusive mkdir)."""
     parent = Path(parent)
-    parent.mkdir(parents=True, exist_ok=True)
-    taken = [int(p.name) for p in parent.iterdir() if p.name.isdigit()]
-    n = max(taken, default=0) + 1
     while True:
         try:
-            (parent / str(n)).mkdir(parents=True)  # another process may have removed the parent, which was empty
-            return parent / str(n)
-        except FileExistsError:
-            n += 1
+            parent.mkdir(parents=True, exist_ok=True)
+            taken = [int(p.name) for p in parent.iterdir() if p.name.isdigit()]
+            folder = parent / str(max(taken, default=0) + 1)
+            folder.mkdir()
+            return folder
+        except (FileExistsError, FileNotFoundError):  # another process made this number, or removed the empty parent
+            if parent.exists() and not parent.is_dir():
+                raise
 
 
 def cache_folder() -> Path:

@@ -146,12 +146,14 @@ class Registry:
                 f"{sorted(offered)}. Give the parameter a default to make it an option of the config."
             )
         built = component(**{**given, **options})
-        lacking = [need for need in self.needs if not hasattr(built, need)]
-        if lacking:
-            raise ValueError(
-                f"{self.name}.{name} ({_place(component)}) has no {', '.join(lacking)}, which {self.name} asks for: "
-                f"{' '.join((self.__doc__ or '').split())}"
-            )
+        for need in self.needs:
+            try:
+                getattr(built, need)
+            except AttributeError as error:  # or of a property that asks for what is not there
+                raise ValueError(
+                    f"{self.name}.{name} ({_place(component)}) gives no '{need}' ({error}), which {self.name} asks "
+                    f"for: {' '.join((self.__doc__ or '').split())}"
+                ) from error
         return built
 
     def __contains__(self, name: object) -> bool:
@@ -282,7 +284,6 @@ HEADS = Registry(
     channel of anchor a and class k is a*K' + k, positions run row-major. K' is what the classification loss asks for,
     `prior_bias` the K' numbers at which the biases of each anchor's logits start; None is 0.
     """,
-    needs=("__call__",),
 )
 
 ASSIGNERS = Registry(

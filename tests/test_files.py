@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,3 +194,34 @@ def test_an_error_of_fsync_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: .*a\.txt"):
         write_text_atomically(tmp_path / "a.txt", "text")
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_during_a_save_is_an_interrupt_whatever_the_writer_makes_of_it(tmp_path, monkeypatch):
+    def press(self, data):
+        raise KeyboardInterrupt
+
+    def fail(file):
+        raise ValueError("its own")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("detkit.files._KeepingErrors.write", press)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(tmp_path / "a.pth", lambda file: torch.save({"a": torch.ones(3)}, file))
+    with pytest.raises(ValueError, match="its own"):
+        write_atomically(tmp_path / "a.pth", fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_numbered_folder_is_made_though_its_parent_goes_between(tmp_path, monkeypatch):
+    listed = Path.iterdir
+
+    def gone(self):
+        monkeypatch.setattr(Path, "iterdir", listed)
+        self.rmdir()
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", gone)
+    assert new_numbered_folder(tmp_path / "runs") == tmp_path / "runs" / "1"
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        new_numbered_folder(tmp_path / "file")

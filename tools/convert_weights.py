@@ -1,8 +1,6 @@
 """Convert weights: python tools/convert_weights.py SOURCE TARGET.{pkl,safetensors,pth} [--backbone-only]."""
 
-import sys
-
-from detkit.cli import convert_weights
+from detkit.cli import convert_weights, run
 
 if __name__ == "__main__":
-    sys.exit(convert_weights())
+    run(convert_weights)

@@ -1,8 +1,6 @@
 """Evaluate published models: python tools/evaluate_zoo.py [--only NAME ...] [KEY VALUE ...]."""
 
-import sys
-
-from detkit.cli import evaluate_zoo
+from detkit.cli import evaluate_zoo, run
 
 if __name__ == "__main__":
-    sys.exit(evaluate_zoo())
+    run(evaluate_zoo)

@@ -1,8 +1,6 @@
 """Draw the paper's figures: python tools/plot_figures.py [1 2 3 ...] --output DIR."""
 
-import sys
-
-from detkit.cli.figures import plot_figures
+from detkit.cli import plot_figures, run
 
 if __name__ == "__main__":
-    sys.exit(plot_figures())
+    run(plot_figures)

@@ -29,7 +29,7 @@ class Checkpointer:
 
     def __init__(self, folder: Path | str, keep: int = 2) -> None:
         if keep < 1:
-            raise ValueError(f"SOLVER.KEEP_CHECKPOINTS must be at least 1, and is {keep}")
+            raise ValueError(f"a Checkpointer keeps at least 1 checkpoint, not {keep}")
         self.folder = Path(folder)
         self.keep = keep
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import NoReturn
 
 from detkit.cli.figures import analyze_loss, plot_figures
 from detkit.cli.sweep import sweep
@@ -19,10 +21,27 @@ __all__ = [
     "main",
     "parse_arguments",
     "plot_figures",
+    "run",
     "show_weights",
     "sweep",
     "train_net",
 ]
+
+
+def run(command: Callable[[], int] | None = None) -> NoReturn:
+    """Be a process that is this command (by default `detkit`): end with its status.
+
+    Ctrl-C is one line and no traceback, and the process dies of the signal, by which a shell knows to end a loop.
+    """
+    sys.excepthook = _say_interrupted
+    sys.exit((command or main)())
+
+
+def _say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

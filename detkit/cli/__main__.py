@@ -1,8 +1,6 @@
 """`python -m detkit.cli`: the same as the `detkit` command."""
 
-import sys
-
-from detkit.cli import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

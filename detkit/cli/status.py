@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import sys
 from collections.abc import Callable
 
@@ -17,8 +16,7 @@ def status_of(work: Callable[[], int | None], *, also: tuple[type[Exception], ..
     """Do a command's work, and return its status, 0 where it returns none.
 
     An error that is the user's to mend (config, data, weights, memory, a disk that is full or cannot be written; of the
-    command, `also`) is one message on standard error and status 2; Ctrl-C one line and 130; an error of the program is
-    a traceback.
+    command, `also`) is one message on standard error and status 2; one of the program is a traceback.
     """
     import torch
 
@@ -59,19 +57,7 @@ def status_of(work: Callable[[], int | None], *, also: tuple[type[Exception], ..
         if error.errno not in _OF_DISK or error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-    except BaseException as error:
-        if not _is_of_interrupt(error):
-            raise
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
     return 2
-
-
-def _is_of_interrupt(error: BaseException | None) -> bool:
-    """Return whether Ctrl-C raised an error, or what an error arose from: torch.save makes another one of it."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _is_stdout_gone() -> bool:

@@ -235,7 +235,7 @@ def _add_solver(solver: CfgNode) -> None:
         "CHECKPOINT_PERIOD",
         5000,
         _Count,
-        "Iterations between two checkpoints (as run, not scaled); 0: at the end only.",
+        "Iterations between two checkpoints (as run, not scaled); 0: only before evaluations and at the end.",
     )
     solver.declare("KEEP_CHECKPOINTS", 2, _OneOrMore, "Newest checkpoints that are kept; the final one always is.")
 

@@ -16,7 +16,7 @@ import yaml
 
 from detkit.config.errors import ConfigError
 from detkit.config.renamed import RENAMED
-from detkit.config.values import SafeDumper, check_value, parse_text
+from detkit.config.values import SafeDumper, check_value, parse_text, takes_none
 from detkit.config.yaml_file import Layer, read_layers, read_text
 from detkit.registry import Option, Registry, Slot, near_misses, options_of, parameters_of
 
@@ -77,14 +77,17 @@ class CfgNode(yacs.config.CfgNode):
 
     # --- merging -----------------------------------------------------------------------------------------------------
 
-    def merge_from_file(self, cfg_filename: str | Path) -> None:  # the parameter's name is yacs's
-        """Merge a .yaml file over this config, after the files that its `_BASE_` names. All of it or nothing."""
-        self._merge_layers(read_layers(cfg_filename))
+    def merge_from_file(self, cfg_filename: str | Path, *, ranges: bool = True) -> None:  # the first's name is yacs's
+        """Merge a .yaml file over this config, after the files that its `_BASE_` names. All of it or nothing.
+
+        Without `ranges` numbers that are out of their range are taken: a run has been trained with them.
+        """
+        self._merge_layers(read_layers(cfg_filename), ranges)
         self.__dict__["_file"] = Path(cfg_filename)
 
-    def merge_from_text(self, text: str, source: str) -> None:
-        """Merge YAML text that `source` (a checkpoint, say) holds. All of it or nothing."""
-        self._merge_layers([read_text(text, source)])
+    def merge_from_text(self, text: str, source: str, *, ranges: bool = True) -> None:
+        """Merge YAML text that `source` (a checkpoint, say) holds, as merge_from_file does. All of it or nothing."""
+        self._merge_layers([read_text(text, source)], ranges)
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Merge `[KEY, value, ...]`, each pair also as one `KEY=value` (split at the first '='). All or nothing."""
@@ -104,14 +107,14 @@ class CfgNode(yacs.config.CfgNode):
         """Merge another config, or a nested dict, over this one. All of it or nothing."""
         self._merge_layers([Layer(_plain(cfg_other))])
 
-    def _merge_layers(self, layers: list[Layer]) -> None:
+    def _merge_layers(self, layers: list[Layer], ranges: bool = True) -> None:
         self._refuse_frozen()
         self.add_registered_options()
         projects: Any = ()
         for layer in layers:
             projects = layer.tree.get("PROJECTS", projects)
         try:
-            _apply([change for layer in layers for change in self._changes(layer.tree, (), layer)])
+            _apply([change for layer in layers for change in self._changes(layer.tree, (), layer, ranges)])
         except ConfigError as error:
             loaded = set(self.get("PROJECTS", ()))
             missing = [p for p in (projects if isinstance(projects, (list, tuple)) else ()) if p not in loaded]
@@ -123,16 +126,18 @@ class CfgNode(yacs.config.CfgNode):
                 f"not loaded: {missing}. Add {flags}; in Python, call detkit.engine.import_projects first."
             ) from error
 
-    def _changes(self, tree: dict[str, Any], prefix: Path_, layer: Layer) -> Iterator[tuple[CfgNode, str, Any]]:
+    def _changes(
+        self, tree: dict[str, Any], prefix: Path_, layer: Layer, ranges: bool
+    ) -> Iterator[tuple[CfgNode, str, Any]]:
         for key, value in tree.items():
             path = (*prefix, key)
             if key == "PROJECTS" and not prefix:
                 continue  # information for the reader of a run's config: a file never imports anything
             if isinstance(value, dict) and value:
-                yield from self._changes(value, path, layer)
+                yield from self._changes(value, path, layer, ranges)
             elif not isinstance(value, dict):
                 node, leaf = self._find(path, layer.place(path), value)
-                yield node, leaf, node._checked(leaf, value, ".".join(path), layer.place(path))
+                yield node, leaf, node._checked(leaf, value, ".".join(path), layer.place(path), ranges)
 
     def _find(self, path: Path_, place: str, value: Any) -> tuple[CfgNode, str]:
         """Return the node and key of a path, or raise with the nearest key."""
@@ -146,7 +151,7 @@ class CfgNode(yacs.config.CfgNode):
         if isinstance(node[path[-1]], CfgNode):
             inner = "NAME" if "NAME" in node[path[-1]] else "NAMES" if "NAMES" in node[path[-1]] else None
             hint = f"; set {'.'.join(path)}.{inner} to choose the component" if inner else ""
-            hint = "; its keys stand below it, indented" if value is None else hint
+            hint += "; its keys stand below it, indented" if value is None and place else ""
             raise ConfigError(f"{_at(place)}'{'.'.join(path)}' is a section, not a value, and got {value!r}{hint}")
         return node, path[-1]
 
@@ -164,35 +169,34 @@ class CfgNode(yacs.config.CfgNode):
                 + f". Registered: {', '.join(node._registry)}. A project's component needs --projects DIR."
             )
         known = list(self.key_paths())
-        positional = self._positional_parameter(path)
-        if positional:
-            return f"'{full}' is no option: {positional}"
         same_leaf = [k for k in known if k.split(".")[-1].lower() == path[-1].lower()][:3]
         near_here = near_misses(path[depth], node)
         if near_here and depth < len(path) - 1:
             near_here += f" (for '{path[depth]}')"
         near = " or ".join(filter(None, [near_here, *(f"'{k}'" for k in same_leaf)])) or near_misses(full, known)
-        return f"unknown key '{full}'" + (f"; did you mean {near}?" if near else ".") + " All keys: docs/config.md"
+        near = f"; did you mean {near}?" if near else "."
+        return f"unknown key '{full}'{near}{self._if_a_parameter(path)} All keys: docs/config.md"
 
-    def _positional_parameter(self, path: Path_) -> str:
-        """Return what to do where the last of a path is a parameter of a component that lacks the `*` of options."""
+    def _if_a_parameter(self, path: Path_) -> str:
+        """Return a sentence where the last of a path is a parameter of a component that lacks the `*` of options."""
         slot: Any = self
         for key in path[:-2]:
             slot = slot.get(key) if isinstance(slot, CfgNode) else None
         if len(path) < 2 or not isinstance(slot, CfgNode) or slot._registry is None or path[-2] not in slot._registry:
             return ""
         parameter = parameters_of(slot._registry.get(path[-2])).get(path[-1].lower())
-        if parameter is None or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+        if parameter is None or parameter.kind is parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
             return ""
-        return (f"'{parameter.name}' is a positional parameter of {path[-2]}; options are keyword-only, with a default "
-                f"and a type: def __init__(self, *, {parameter.name}: float = 2.0)")  # fmt: skip
+        return (f" '{parameter.name}' is a parameter of {path[-2]}, but no option: options are keyword-only (behind a "
+                "*), with a default and a type.")  # fmt: skip
 
-    def _checked(self, key: str, value: Any, full: str, place: str) -> Any:
+    def _checked(self, key: str, value: Any, full: str, place: str, ranges: bool = True) -> Any:
         option = self._options[key]
         try:
-            value = check_value(value, option.type)
+            value = check_value(value, option.type, ranges=ranges)
         except TypeError as error:
-            got = f"{value!r} ({type(value).__name__})" + ("; YAML writes None as null" if value == "None" else "")
+            in_yaml = "; YAML writes None as null" if value == "None" and place and takes_none(option.type) else ""
+            got = f"{value!r} ({type(value).__name__}){in_yaml}"
             raise ConfigError(f"{_at(place)}{full} must be {error}, and got {got}. {option.text}") from None
         if self._registry is not None:
             for name in value if key == "NAMES" else (value,):

@@ -1,9 +1,22 @@
 """Keys that users bring from elsewhere, most from detectron2, and where their meaning lives here; an error names it."""
 
-_OF_A_SWEEP = "nothing (this file is a sweep: python tools/sweep.py FILE)"
+_OF_A_SWEEP = "nothing (it is one of sweep files: python tools/sweep.py FILE)"
+_SWEEP_KEYS = (
+    "TITLE",
+    "AXES",
+    "SEEDS",
+    "OVERRIDES",
+    "PAPER",
+    "OTHERS",
+    "CLAIMS",
+    "LATENCY",
+    "DEVIATION",
+    "NOTE",
+    "SCALES",
+)
 
 RENAMED = {
-    **dict.fromkeys(("TITLE", "AXES", "CLAIMS", "SCALES"), _OF_A_SWEEP),
+    **dict.fromkeys(_SWEEP_KEYS, _OF_A_SWEEP),
     "MODEL.META_ARCHITECTURE": "MODEL.DETECTOR.NAME",
     "MODEL.DEVICE": "DEVICE",
     "MODEL.MASK_ON": "nothing (detkit detects boxes)",

@@ -28,32 +28,37 @@ for _class in (SafeLoader, SafeDumper):
     )
 
 
+_COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_NUMBER = r"(-?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
+_RANGE = re.compile(rf"x (>=?|<=?) {_NUMBER}|{_NUMBER} (<=?) x (<=?) {_NUMBER}")
+
+
 @dataclass(frozen=True)
 class Range:
-    """The numbers that an option takes: `Annotated[float, Range("0 <= x < 1")]`; the text is shown, and is the rule."""
+    """The finite numbers that an option takes: `Annotated[float, Range("0 <= x < 1")]`. The text is shown to users."""
 
     text: str
 
     def __post_init__(self) -> None:
-        if not _RANGE.fullmatch(self.text):
+        match = _RANGE.fullmatch(self.text)
+        if match is None or (match[3] and float(match[3]) > float(match[6])):
             raise ValueError(f"a range is written as 'x >= 0' or '0 <= x < 1', not {self.text!r}")
 
     def __contains__(self, value: float) -> bool:
-        words = self.text.split()
-        numbers = [value if word == "x" else float(word) for word in words[::2]]
-        return all(_COMPARE[sign](a, b) for a, sign, b in zip(numbers, words[1::2], numbers[1:], strict=False))
+        match = _RANGE.fullmatch(self.text)
+        assert match is not None
+        if not math.isfinite(value):
+            return False
+        if match[1]:
+            return _COMPARE[match[1]](value, float(match[2]))
+        return _COMPARE[match[4]](float(match[3]), value) and _COMPARE[match[5]](value, float(match[6]))
 
 
-_COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_NUMBER = r"-?[\d.]+(?:e\d+)?"
-_RANGE = re.compile(rf"x [<>]=? {_NUMBER}|{_NUMBER} <=? x <=? {_NUMBER}")
-
-
-def check_value(value: Any, annotation: Any) -> Any:
+def check_value(value: Any, annotation: Any, *, ranges: bool = True) -> Any:
     """Return `value` as the annotated type, or raise TypeError saying what was expected.
 
     An int is taken for a float; a bool never for a number; a list for a tuple; a single value for a sequence of one.
-    `Annotated` with a `Range` is checked against it.
+    A number is looked for in the `Range` of its annotation, unless without `ranges`.
     """
     if annotation is Any:
         return value
@@ -63,16 +68,16 @@ def check_value(value: Any, annotation: Any) -> Any:
         raise TypeError("None")
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
-        return _check_union(value, annotation)
+        return _check_union(value, annotation, ranges)
     if origin is Literal:
         for choice in get_args(annotation):
             if value == choice and type(value) is type(choice):
                 return choice
         raise TypeError(type_text(annotation))
     if origin in (tuple, list) or annotation in (tuple, list):
-        return _check_sequence(value, annotation)
+        return _check_sequence(value, annotation, ranges)
     if origin is Annotated:
-        return _check_annotated(value, annotation)
+        return _check_annotated(value, annotation, ranges)
     return _check_scalar(value, annotation)
 
 
@@ -89,7 +94,8 @@ def type_text(annotation: Any) -> str:
         return " ".join([type_text(kind), *(f"({part.text})" for part in extra if isinstance(part, Range))])
     if get_origin(annotation) in (tuple, list):  # as it is written in YAML
         parts = get_args(annotation)
-        return "[" + ", ".join("..." if part is Ellipsis else type_text(part) for part in parts) + "]"
+        parts = (*parts, ...) if get_origin(annotation) is list else parts
+        return "[" + ", ".join("..." if part is ... else type_text(part) for part in parts) + "]"
     if isinstance(annotation, type):
         return annotation.__name__
     return str(annotation).replace("typing.", "")
@@ -97,9 +103,9 @@ def type_text(annotation: Any) -> str:
 
 def parse_text(text: str, annotation: Any) -> Any:
     """Read a value of a command line as the annotated type; text stays text where the option is a str."""
-    if annotation is str:
+    if _bare(annotation) is str:
         return text
-    if _takes_none(annotation) and text in ("None", "none", "null", "~"):
+    if takes_none(annotation) and text in ("None", "none", "null", "~"):
         return None
     body = text.strip()
     if body.startswith("(") and body.endswith(")"):
@@ -113,18 +119,18 @@ def parse_text(text: str, annotation: Any) -> Any:
     return value
 
 
-def _check_union(value: Any, annotation: Any) -> Any:
+def _check_union(value: Any, annotation: Any, ranges: bool) -> Any:
     parts = get_args(annotation)
     exact = [part for part in parts if isinstance(part, type) and type(value) is part]
     for part in exact or parts:
         try:
-            return check_value(value, part)
+            return check_value(value, part, ranges=ranges)
         except TypeError:
             continue
     raise TypeError(type_text(annotation))
 
 
-def _check_sequence(value: Any, annotation: Any) -> Any:
+def _check_sequence(value: Any, annotation: Any, ranges: bool) -> Any:
     kind = get_origin(annotation) or annotation
     parts = get_args(annotation)
     items = list(value) if isinstance(value, (list, tuple)) else [value]
@@ -134,21 +140,24 @@ def _check_sequence(value: Any, annotation: Any) -> Any:
         if kind is tuple and not (len(parts) == 2 and parts[1] is Ellipsis):
             if len(items) != len(parts):
                 raise TypeError(type_text(annotation))
-            return tuple(check_value(item, part) for item, part in zip(items, parts, strict=True))
-        return kind(check_value(item, parts[0]) for item in items)
+            return tuple(check_value(item, part, ranges=ranges) for item, part in zip(items, parts, strict=True))
+        return kind(check_value(item, parts[0], ranges=ranges) for item in items)
     except TypeError:
         raise TypeError(type_text(annotation)) from None
 
 
-def _check_annotated(value: Any, annotation: Any) -> Any:
+def _check_annotated(value: Any, annotation: Any, ranges: bool) -> Any:
     kind, *extra = get_args(annotation)
+    own = [part for part in extra if isinstance(part, Range)]
+    if own and kind not in (int, float):
+        raise TypeError(f"a number where it has a range, as in Annotated[float, ...] | None, not {type_text(kind)}")
     try:
-        value = check_value(value, kind)
+        value = check_value(value, kind, ranges=ranges)
     except TypeError:
         raise TypeError(type_text(annotation)) from None
-    if all(value in part for part in extra if isinstance(part, Range)):
-        return value
-    raise TypeError(type_text(annotation))
+    if ranges and not all(value in part for part in own):
+        raise TypeError(type_text(annotation))
+    return value
 
 
 def _check_scalar(value: Any, annotation: Any) -> Any:
@@ -165,12 +174,19 @@ def _check_scalar(value: Any, annotation: Any) -> Any:
     raise TypeError(type_text(annotation))
 
 
-def _takes_none(annotation: Any) -> bool:
+def takes_none(annotation: Any) -> bool:
+    """Return whether None is among the values of an annotation."""
+    annotation = _bare(annotation)
     return get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _wants_text(annotation: Any) -> bool:
     """Whether every part of an annotation that is not None is text."""
+    annotation = _bare(annotation)
     if get_origin(annotation) in (Union, types.UnionType):
         return all(_wants_text(part) for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is Literal:

@@ -79,14 +79,14 @@ def is_picture(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(_PICTURES)
 
 
-def relative_paths_hint(path: Path | str) -> str:
-    """Return the sentences for an error on a `path` below the data sets folder: where relative paths start from."""
+def relative_paths_hint(*paths: Path | str) -> str:
+    """Return the sentences for an error on `paths` below the data sets folder: where relative paths start from."""
     folder = os.environ.get("DETKIT_DATASETS")
     hint = f"Relative paths start from $DETKIT_DATASETS (now {folder or 'not set'}), else from the working folder."
-    if folder and Path(path).is_relative_to(folder):
-        here = Path(path).relative_to(folder)
-        if here.exists():
-            hint += f" The working folder has {here}: unset DETKIT_DATASETS, or give the whole path."
+    for path in map(Path, paths if folder else ()):
+        here = path.relative_to(folder or "") if path.is_relative_to(folder or "") else Path()
+        if here != Path() and here.exists():
+            return f"{hint} The working folder has {here}: unset DETKIT_DATASETS, or give the whole path."
     return hint
 
 

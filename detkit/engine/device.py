@@ -44,7 +44,10 @@ def advice_on_threads(device: torch.device) -> str | None:
     except (AttributeError, OSError):  # Windows; some containers
         return None
     cores = os.cpu_count() or 1  # the load is that of all, whatever this process may use
-    if device.type != "cpu" or threads == 1 or min(load, _running_now()) + threads <= 1.5 * cores:
+    if device.type != "cpu" or threads == 1 or load + threads <= 1.5 * cores:
+        return None
+    load = min(load, _running_now())
+    if load + threads <= 1.5 * cores:
         return None
     return (
         f"other work keeps this machine busy (load {load:.1f} on {cores} cores), and {threads} threads that wait for "

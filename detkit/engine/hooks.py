@@ -32,7 +32,7 @@ class Metrics:
     """
 
     def __init__(self, metrics: JsonLines | None, timing: JsonLines | None, period: int, live: LiveLine) -> None:
-        self.metrics, self.timing, self.period, self.live = metrics, timing, max(period, 1), live
+        self.metrics, self.timing, self.period, self.live = metrics, timing, period, live
         self._waiting: list[tuple[int, dict[str, Tensor], float, Tensor]] = []
         self._clock = time.perf_counter()
         self._data_seconds = 0.0

@@ -46,7 +46,7 @@ class Predictor:
     def __call__(self, pictures: Iterable[Path | str | np.ndarray]) -> list[Detections]:
         """Detect in pictures: paths, or arrays [H, W, 3] uint8 RGB. Boxes are in pixels of each picture as given.
 
-        They may come one by one, from a generator: TEST.IMS_PER_BATCH of them are in memory at a time.
+        They may come one by one, from a generator: no more than two batches of TEST.IMS_PER_BATCH are held.
         A file that cannot be read, or an array of another shape or dtype, is an error that names it. No picture, no
         detections: an empty list.
         """
@@ -62,6 +62,7 @@ class Predictor:
         rest = iter(pictures)
         while samples := [self._transform(picture) for picture in itertools.islice(rest, self._batch_size)]:
             yield batch_from_samples(samples)
+            del samples  # before the next are read
 
 
 def config_of(checkpoint: Path | str) -> CfgNode:
@@ -77,6 +78,6 @@ def _cfg_in(content: Any, path: str) -> CfgNode:
             f"{path}: holds no config, as checkpoints of train() do; give a config with MODEL.WEIGHTS"
         )
     cfg = get_cfg()
-    cfg.merge_from_text(text, source=path)
+    cfg.merge_from_text(text, source=path, ranges=False)
     cfg.MODEL.WEIGHTS = path
     return cfg

@@ -117,7 +117,7 @@ def refuse_changed_config(folder: Path, cfg: CfgNode) -> None:
     """Raise ConfigError, listing them, where keys that alter results differ from those the run was started with."""
     written = folder / CONFIG
     old_cfg = get_cfg()
-    old_cfg.merge_from_file(written)
+    old_cfg.merge_from_file(written, ranges=False)
     old, new = flat_keys(old_cfg.chosen()), flat_keys(cfg.chosen())
     changed = [
         f"  {key}: {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"

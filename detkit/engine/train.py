@@ -116,7 +116,6 @@ def check_training(
         trainer_of(cfg, plan, detector, meta)
         TestSets(cfg, index.class_names, load)
         _train_loader(cfg, plan, index, 0)
-        Checkpointer(CHECKPOINTS, cfg.SOLVER.KEEP_CHECKPOINTS)
     return index
 
 
@@ -299,10 +298,10 @@ def _folder_of_project(name: str) -> str:
 
 @contextlib.contextmanager
 def _removed_if_nothing_began(cfg: CfgNode, folder: Path, is_resumed: bool) -> Iterator[None]:
-    """Where a mistake in config, data or weights ends a run before it began, leave no empty folder behind."""
+    """Where a mistake in config, data or weights, or Ctrl-C, ends a run before it began, leave no empty folder."""
     try:
         yield
-    except Exception:
+    except BaseException:
         files = [p.name for p in folder.iterdir()] if folder.is_dir() and is_main() and not is_resumed else ["?"]
         if not set(files) - {"log.txt", LOCK}:
             setup_logging()  # closes log.txt

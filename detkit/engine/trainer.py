@@ -63,8 +63,6 @@ class Trainer:
         clip_gradients: float | None = None,
         seed: int = 0,
     ) -> None:
-        if clip_gradients is not None and not clip_gradients > 0:
-            raise ValueError(f"SOLVER.CLIP_GRADIENTS must be positive or None, and is {clip_gradients}")
         self.detector = detector
         # Buffers are constants, or each rank's statistics, of which evaluation and checkpoints take the main rank's.
         self.model: nn.Module = (

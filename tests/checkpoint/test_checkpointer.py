@@ -20,6 +20,11 @@ def state(iteration, value=1.0):
     return {"iteration": iteration, "model": {"w": torch.full((64, 64), value)}, "optimizer": {}, "class_names": ["a"]}
 
 
+def test_keeping_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="keeps at least 1 checkpoint, not 0"):
+        Checkpointer(tmp_path, keep=0)
+
+
 def test_round_trip_and_keep_newest(tmp_path):
     checkpointer = Checkpointer(tmp_path / "c", keep=2)
     for i in (1, 20, 300):

@@ -1,7 +1,9 @@
 """Options from constructors: one source of name, default, type and text; slots inside options; list sockets."""
 
 import copy
+import math
 import pickle
+from typing import Annotated
 
 import pytest
 
@@ -230,10 +232,56 @@ def test_numbers_beyond_what_has_a_meaning_are_refused_with_their_key(key, good,
             get_cfg().merge_from_list([key, text])
 
 
-@pytest.mark.parametrize("text", ["x", "x > ", "x = 1", "0 < y < 1", "1 > x > 0", "x >= a"])
+@pytest.mark.parametrize(
+    "text", ["x", "x > ", "x = 1", "0 < y < 1", "1 > x > 0", "x >= a", "x >= 1.2.3", "x >= .", "2 < x < 1"]
+)
 def test_a_range_that_cannot_be_read_is_refused_where_it_is_written(text):
     with pytest.raises(ValueError, match="a range is written as"):
         Range(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "within", "beyond"),
+    [
+        ("x >= 0", (0, 1e300), (-1e-300, math.inf, math.nan)),
+        ("x > 1e-6", (2e-6,), (1e-6, 0)),
+        ("x <= -.5", (-0.5, -9), (-0.4, -math.inf)),
+        ("-1 <= x < 1.", (-1, 0, 0.999), (-1.001, 1)),
+        ("0 < x <= 0.5", (0.5,), (0, 0.51)),
+    ],
+)
+def test_a_range_holds_what_it_says_of_the_finite_numbers(text, within, beyond):
+    assert all(value in Range(text) for value in within)
+    assert not any(value in Range(text) for value in beyond)
+
+
+def test_a_range_stands_at_a_number(register):
+    class Ranged:
+        def __init__(
+            self,
+            *,
+            gamma: Annotated[float, Range("x >= 0")] | None = 2.0,
+            sizes: list[Annotated[int, Range("x >= 1")]] = (3,),
+            name: Annotated[str, "a name"] = "a",
+        ):
+            pass
+
+    register(registry.SAMPLERS, Ranged)
+    cfg = get_cfg()
+    key = "MODEL.SAMPLER.Ranged"
+    cfg.merge_from_list([f"{key}.GAMMA", "None", f"{key}.SIZES", "[1, 2]", f"{key}.NAME", "1e3"])
+    node = cfg.MODEL.SAMPLER.Ranged
+    assert (node.GAMMA, node.SIZES, node.NAME) == (None, [1, 2], "1e3")
+    with pytest.raises(ConfigError, match=r"SIZES must be \[int \(x >= 1\), \.\.\.\], and got \[0\]"):
+        cfg.merge_from_list([f"{key}.SIZES", "[0]"])
+
+    class Wrong:
+        def __init__(self, *, gamma: Annotated[float | None, Range("x >= 0")] = None):
+            pass
+
+    register(registry.SAMPLERS, Wrong)
+    with pytest.raises(TypeError, match=r"SAMPLERS.Wrong: .*'gamma' must be a number where it has a range, as in"):
+        get_cfg()
 
 
 def test_a_component_that_lacks_what_its_socket_asks_for_is_named(register):
@@ -245,9 +293,18 @@ def test_a_component_that_lacks_what_its_socket_asks_for_is_named(register):
             return num_classes
 
     register(registry.CLS_LOSSES, HalfLoss)
-    pattern = r"CLS_LOSSES.HalfLoss \(.*py:\d+\)\) has no __call__, prior_bias, scores, which CLS_LOSSES asks"
+    pattern = r"CLS_LOSSES.HalfLoss \(.*py:\d+\)\) gives no '__call__' \(.*\), which CLS_LOSSES asks"
     with pytest.raises(ValueError, match=pattern):
         registry.CLS_LOSSES.build({"NAME": "HalfLoss"})
+
+    class Slip:
+        @property
+        def out_channels(self):
+            return {"res3": self.chanels}
+
+    register(registry.BACKBONES, Slip)
+    with pytest.raises(ValueError, match=r"BACKBONES.Slip .* gives no 'out_channels' \('Slip' object .*'chanels'\)"):
+        registry.BACKBONES.build({"NAME": "Slip"})
 
 
 def test_an_option_without_the_star_is_told_how_to_become_one(register):
@@ -257,7 +314,11 @@ def test_an_option_without_the_star_is_told_how_to_become_one(register):
 
     register(registry.CLS_LOSSES, Positional)
     cfg = get_cfg()
-    with pytest.raises(ConfigError, match=r"no option: 'gamma' is a positional parameter of Positional.*\*, gamma"):
+    said = "is a parameter of"
+    with pytest.raises(ConfigError, match=rf"unknown key .*'gamma' {said} Positional, but no option: .*keyword-only"):
         cfg.merge_from_list(["MODEL.CLS_LOSS.Positional.GAMMA", "1"])
-    with pytest.raises(ConfigError, match="unknown key 'MODEL.CLS_LOSS.Positional.ALPHA'"):
-        cfg.merge_from_list(["MODEL.CLS_LOSS.Positional.ALPHA", "1"])
+    for key in ("MODEL.CLS_LOSS.Positional.ALPHA", "SOLVER.LR_SCHEDULE.WarmupMultiStep.MAX_ITER"):
+        with pytest.raises(ConfigError, match=f"unknown key '{key}'") as error:
+            cfg.merge_from_list([key, "1"])
+        assert said not in str(error.value)
+    assert "'SOLVER.MAX_ITER'" in str(error.value)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import torch
 
 from detkit import registry
 from detkit.checkpoint import CheckpointError, load_file
-from detkit.config import ConfigError
+from detkit.config import ConfigError, get_cfg
 from detkit.data import DataError, build_train_loader
-from detkit.engine import NonFiniteLossError, evaluate_only, import_projects, train
+from detkit.engine import NonFiniteLossError, Predictor, evaluate_only, import_projects, train
 from detkit.engine.run_folder import BusyError
 from detkit.engine.signals import StopSignal
 from detkit.evaluation import CocoEvaluator
@@ -367,6 +368,30 @@ def test_bad_values_are_refused_before_training(config, override, message, tmp_p
     with pytest.raises(ConfigError, match=message):
         train(config(*override.split()))
     assert not (tmp_path / "runs" / "tiny").exists(), "no empty folder is left"
+
+
+def test_ctrl_c_while_data_are_read_leaves_no_empty_folder(config, tmp_path, monkeypatch):
+    def press(cfg):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["detkit.engine.train"], "build_training_data", press)  # beside a function `train`
+    with pytest.raises(KeyboardInterrupt):
+        train(config())
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_a_run_with_a_number_that_is_refused_by_now_is_still_read(config, tmp_path):
+    run = ("SOLVER.MAX_ITER=2", f"OUTPUT_DIR={tmp_path / 'run'}")
+    train(config(*run, "LOG_PERIOD=1"))
+    written = tmp_path / "run/config.yaml"
+    written.write_text(written.read_text().replace("LOG_PERIOD: 1", "LOG_PERIOD: 0"))
+    path = tmp_path / "run/checkpoints/model_final.pth"
+    state = load_file(path)
+    torch.save({**state, "config": state["config"].replace("LOG_PERIOD: 1", "LOG_PERIOD: 0")}, path)
+    assert Predictor(path)([]) == []
+    train(config(*run), resume=True)
+    with pytest.raises(ConfigError, match=r"config.yaml:\d+: LOG_PERIOD must be int \(x >= 1\), and got 0"):
+        get_cfg().merge_from_file(written)
 
 
 def test_frozen_layers_without_weights_are_refused(config):

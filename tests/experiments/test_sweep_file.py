@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from detkit.config import ConfigError
-from detkit.experiments.sweep_file import read_sweep, scales_of
+from detkit.config import ConfigError, get_cfg
+from detkit.config.renamed import _SWEEP_KEYS
+from detkit.experiments.sweep_file import _TOP, read_sweep, scales_of
 from tests.experiments.conftest import REPOSITORY
 
 GAMMA = "MODEL.CLS_LOSS.SigmoidFocalLoss.GAMMA"
@@ -180,3 +181,10 @@ def test_the_sweep_of_the_docs_is_one(folder):
     path.write_text(f"BASE: tiny.yaml\n{axes}")
     with pytest.raises(ConfigError, match="CLS_LOSSES has no component 'MyLoss'"):
         read_sweep(path)
+
+
+def test_a_sweep_given_as_a_config_is_told_what_it_is():
+    for path in (REPOSITORY / "configs/sweeps").glob("*.yaml"):
+        with pytest.raises(ConfigError, match=r"there is no key '[A-Z]+' here \(it is one of sweep files"):
+            get_cfg().merge_from_file(path)
+    assert set(_SWEEP_KEYS) == set(_TOP) - {"BASE"}, "BASE is more likely a slip for _BASE_"

@@ -93,7 +93,7 @@ class NamedVoc:
         root = next((place for place in places if place.is_dir()), None)
         if root is None:
             raise DataError(f"'{self.name}' is neither in {places[0]} nor in {places[1]}. Unpack its archive there. "
-                            f"{relative_paths_hint(places[0])}")  # fmt: skip
+                            f"{relative_paths_hint(*places)}")  # fmt: skip
         return root
 
 
