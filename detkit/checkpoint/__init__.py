@@ -1,6 +1,6 @@
 """Reading and writing weights and the state of a run."""
 
-from detkit.checkpoint.checkpointer import FINAL, Checkpointer, refuse_unreadable
+from detkit.checkpoint.checkpointer import BEST, FINAL, Checkpointer, refuse_unreadable
 from detkit.checkpoint.download import local_file
 from detkit.checkpoint.errors import CheckpointError, NonFiniteWeightsError
 from detkit.checkpoint.expectations import about_weights
@@ -9,6 +9,7 @@ from detkit.checkpoint.report import LoadReport
 from detkit.checkpoint.weights import apply_weights, load_weights
 
 __all__ = [
+    "BEST",
     "FINAL",
     "CheckpointError",
     "Checkpointer",

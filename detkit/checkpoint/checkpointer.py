@@ -20,7 +20,7 @@ from detkit.distributed import barrier, broadcast_text, is_main
 from detkit.files import write_atomically
 from detkit.log import get_logger
 
-FINAL = "model_final.pth"
+FINAL, BEST = "model_final.pth", "model_best.pth"
 _NAME = re.compile(r"model_\d{8,}\.pth")
 
 

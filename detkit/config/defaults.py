@@ -243,7 +243,11 @@ def _add_solver(solver: CfgNode) -> None:
 def _add_test(cfg: CfgNode) -> None:
     test = cfg.section("TEST")
     test.declare(
-        "EVAL_PERIOD", 0, _Count, "Iterations between two evaluations (as run, not scaled); 0: at the end only."
+        "EVAL_PERIOD",
+        0,
+        _Count,
+        "Iterations between two evaluations (as run, not scaled); 0: at the end only. Unless it is 0, the weights of "
+        "the highest AP are kept as model_best.pth.",
     )
     test.declare("IMS_PER_BATCH", 1, _OneOrMore, "Pictures of a batch in evaluation.")
     test.declare_list_slot("EVALUATORS", registry.EVALUATORS, ("CocoEvaluator",), "What is computed on DATASETS.TEST.")

@@ -19,7 +19,7 @@ from detkit.distributed import Vote, all_reduce_mean, gather_rows, is_distribute
 from detkit.engine.device import peak_memory_mb
 from detkit.engine.signals import StopSignal
 from detkit.engine.trainer import WHAT_HELPS, NonFiniteLossError, Trainer, are_finite
-from detkit.evaluation.tables import flat_metrics
+from detkit.evaluation.tables import flat_metrics, mean_ap
 from detkit.log import JsonLines, LiveLine, format_duration, get_logger
 
 _LONGEST_SILENCE = 10.0  # seconds
@@ -110,6 +110,8 @@ class Evaluation:
     """Evaluates every `period` iterations (0: never) and at the end; its AP joins metrics.jsonl.
 
     A resumed run whose checkpoint was written at such an iteration, but whose evaluation was not, evaluates first.
+    `done` has the AP of the evaluations that are written already, by iteration. Where there is a period, `save_best`
+    is called after each evaluation whose AP is above all before it.
     """
 
     def __init__(
@@ -117,16 +119,18 @@ class Evaluation:
         evaluate: Callable[[], dict[str, Any]],
         period: int,
         metrics: Metrics,
-        done_at: set[int],
+        done: dict[int, float | None],
+        save_best: Callable[[], object],
     ) -> None:
         self._evaluate = evaluate
         self._period = period
         self._metrics = metrics
-        self._done_at = done_at
+        self._done = done
+        self._save_best = save_best
 
     def before_train(self, trainer: Trainer) -> None:
         """Catch up where a resumed run stopped between a checkpoint and its evaluation."""
-        if trainer.iteration and self._due(trainer) and trainer.iteration not in self._done_at:
+        if trainer.iteration and self._due(trainer) and trainer.iteration not in self._done:
             self._run(trainer)
 
     def after_step(self, trainer: Trainer) -> None:
@@ -146,10 +150,20 @@ class Evaluation:
         self._metrics.flush(trainer)  # so that the rows stand in the order of iterations
         started = time.perf_counter()
         row = flat_metrics(self._evaluate())
-        if self._metrics.metrics is not None and row and trainer.iteration not in self._done_at:
+        if self._metrics.metrics is not None and row and trainer.iteration not in self._done:
+            self._keep_if_best(row)  # first: where this is as far as it came, a resumed run evaluates again
             self._metrics.metrics.write({"iteration": trainer.iteration, **row})
-            self._done_at.add(trainer.iteration)
+            self._done[trainer.iteration] = mean_ap(row)
         self._metrics.pause(time.perf_counter() - started)
+
+    def _keep_if_best(self, row: dict[str, float | None]) -> None:
+        ap, before = mean_ap(row), [other for other in self._done.values() if other is not None]
+        if not self._period or ap is None or ap <= max(before, default=-1.0):
+            return
+        try:
+            self._save_best()
+        except OSError as error:
+            get_logger(__name__).warning("the best weights so far are not kept: %s", error)
 
 
 class Checkpoints:

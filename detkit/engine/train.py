@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detkit.checkpoint import FINAL, Checkpointer, about_weights
+from detkit.checkpoint import BEST, FINAL, Checkpointer, about_weights
 from detkit.config import CfgNode, ConfigError
 from detkit.data import ImageIndex, build_train_loader, build_training_data, load_dataset
 from detkit.distributed import barrier, broadcast_text, is_main
@@ -52,6 +52,7 @@ from detkit.engine.starting_weights import (
 )
 from detkit.engine.trainer import Trainer
 from detkit.env import describe_environment
+from detkit.evaluation import mean_ap
 from detkit.files import write_atomically, write_text_atomically
 from detkit.log import JsonLines, LiveLine, get_logger, read_json_lines, setup_logging, truncate_json_lines
 from detkit.modeling import build_detector
@@ -203,7 +204,7 @@ def _run(
     state, data = parts.checkpointer.load_newest() if is_resumed else None, parts.index.identity()
     if state:
         refuse_other_data(folder, state.get("data", data), data)
-    done_at = _cut_rows_after(folder, state["iteration"]) if state else set()
+    done = _cut_rows_after(folder, state["iteration"]) if state else {}
     outcomes: list[Evaluated] = []
 
     def evaluate() -> dict[str, Any]:
@@ -213,6 +214,15 @@ def _run(
 
     class_names = parts.index.class_names
     extra = {"class_names": list(class_names), "config": cfg.dump(), "data": data, **about_weights(trainer.detector)}
+
+    def save_weights(name: str) -> None:
+        weights = {"model": trainer.detector.state_dict(), "iteration": trainer.iteration, **extra}
+        write_atomically(folder / CHECKPOINTS / name, lambda file: torch.save(weights, file))
+
+    def save_best() -> None:
+        save_weights(BEST)
+        logger.info("the best AP so far: %s", folder / CHECKPOINTS / BEST)
+
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         rows = stack.enter_context(JsonLines(folder / METRICS)) if is_main() else None
@@ -226,15 +236,14 @@ def _run(
             *([FirstBatchPicture(folder, class_names)] if is_main() else []),
             *parts.users_hooks,
             Checkpoints(parts.checkpointer, periods, metrics, stop, extra),
-            *([Evaluation(evaluate, cfg.TEST.EVAL_PERIOD, metrics, done_at)] if cfg.DATASETS.TEST else []),
+            *([Evaluation(evaluate, cfg.TEST.EVAL_PERIOD, metrics, done, save_best)] if cfg.DATASETS.TEST else []),
         ]
         if state:
             trainer.load_state_dict(state, hooks)
             logger.info("resumed at iteration %d of %d", trainer.iteration, trainer.max_iter)
         trainer.train(parts.loader_from(trainer.iteration), hooks)
     if is_main():
-        final = {"model": trainer.detector.state_dict(), "iteration": trainer.iteration, **extra}
-        write_atomically(folder / CHECKPOINTS / FINAL, lambda file: torch.save(final, file))
+        save_weights(FINAL)
     subtitle = f"{trainer.max_iter} iterations on {', '.join(cfg.DATASETS.TRAIN)}"
     return _finish(cfg, folder, outcomes, subtitle, parts.about_data)
 
@@ -327,14 +336,14 @@ def _folder_of_run(cfg: CfgNode, resume: bool) -> tuple[Path, bool]:
     return Path(name), is_resumed
 
 
-def _cut_rows_after(folder: Path, iteration: int) -> set[int]:
-    """Cut both .jsonl files after a checkpoint's iteration; return, on every rank, where an evaluation is in them."""
-    done: list[int] = []
+def _cut_rows_after(folder: Path, iteration: int) -> dict[int, float | None]:
+    """Cut both .jsonl files after a checkpoint's iteration; return, on every rank, the AP by evaluation in them."""
+    done: list[tuple[int, float | None]] = []
     if is_main():
         for name in (METRICS, TIMING):
             truncate_json_lines(folder / name, keep=lambda row: row["iteration"] <= iteration)
-        done = [row["iteration"] for row in read_json_lines(folder / METRICS) if "loss" not in row]
-    return set(json.loads(broadcast_text(json.dumps(done))))
+        done = [(row["iteration"], mean_ap(row)) for row in read_json_lines(folder / METRICS) if "loss" not in row]
+    return dict(json.loads(broadcast_text(json.dumps(done))))
 
 
 def _log_data(index: ImageIndex, plan: Plan) -> None:

@@ -35,6 +35,12 @@ def flat_metrics(results: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
+def mean_ap(row: Mapping[str, float | None]) -> float | None:
+    """Return the AP of a row of flat_metrics, the mean over data sets where there are several; None without one."""
+    found = [value for name, value in row.items() if name.split("/")[-1] == "AP" and value is not None]
+    return sum(found) / len(found) if found else None
+
+
 def _class_grid(per_class: Mapping[str, float | None]) -> str:
     cells = [[" ".join(name.split()), format_points(value)] for name, value in per_class.items()]
     columns = 1 if len(cells) <= 12 else 3

@@ -77,6 +77,40 @@ def test_what_a_run_leaves_behind(config, tmp_path):
     assert "SOLVER" in report
 
 
+def test_the_weights_of_the_best_evaluation_are_kept_also_over_a_resume(config, tmp_path, monkeypatch):
+    aps = {2: 10.0, 4: 30.0, 6: None, 8: 20.0, 10: 30.0}
+    measured = []
+
+    def evaluate(self):
+        measured.append(2 * len(measured) + 2)
+        return {"bbox": {"AP": aps[measured[-1]], "AP50": 99.0, "per_class": {}}}
+
+    monkeypatch.setattr(CocoEvaluator, "evaluate", evaluate)
+    run = ("SOLVER.MAX_ITER=10", "SOLVER.CHECKPOINT_PERIOD=2", "TEST.EVAL_PERIOD=2", "SOLVER.KEEP_CHECKPOINTS=9")
+    run = (*run, f"OUTPUT_DIR={tmp_path / 'run'}")
+    train(config(*run))
+    assert measured == list(aps)
+    best = tmp_path / "run/checkpoints/model_best.pth"
+    assert load_file(best)["iteration"] == 4
+    assert Predictor(best)([]) == []
+    states = [load_file(best)["model"], load_file(tmp_path / "run/checkpoints/model_00000004.pth")["model"]]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+    for name in ("results.json", "checkpoints/model_final.pth", *(f"checkpoints/model_{i:08}.pth" for i in (8, 10))):
+        (tmp_path / "run" / name).unlink()
+    aps.update({8: 29.0, 10: 31.0})
+    measured[:] = [2, 4, 6]
+    train(config(*run), resume=True)
+    assert measured == list(aps)
+    assert load_file(best)["iteration"] == 10, "29 is not above the 30 of before the resume, 31 is"
+
+
+def test_without_a_period_there_is_no_best(config, tmp_path):
+    train(config("SOLVER.MAX_ITER=1", "TEST.EVAL_PERIOD=0"))
+    names = {path.name for path in (tmp_path / "runs/tiny/1/checkpoints").iterdir()}
+    assert names == {"model_final.pth", "model_00000001.pth"}
+
+
 def test_runs_never_overwrite_each_other(config, tmp_path):
     short = ("SOLVER.MAX_ITER=1", "TEST.EVAL_PERIOD=0")
     train(config(*short))

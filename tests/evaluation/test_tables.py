@@ -2,9 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from detkit.evaluation import flat_metrics, format_points, results_table
+from detkit.evaluation import flat_metrics, format_points, mean_ap, results_table
 
 RESULTS = {"bbox": {"AP": 37.449, "AP50": 56.0, "APs": None, "per_class": {"cat": 12.34, "a <b>\nc": None}}}
+
+
+def test_the_ap_of_a_row_is_the_mean_over_data_sets():
+    assert mean_ap(flat_metrics(RESULTS)) == 37.449
+    assert mean_ap({"a/bbox/AP": 10.0, "b/bbox/AP": 20.0, "b/bbox/AP50": 90.0, "c/bbox/AP": None}) == 15.0
+    assert mean_ap({"bbox/AP": None}) is None
+    assert mean_ap({"errors/AP50": 3.0}) is None
 
 
 def test_points():
