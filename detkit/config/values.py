@@ -47,7 +47,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         match = _RANGE.fullmatch(self.text)
         assert match is not None
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         if match[1]:
             return _COMPARE[match[1]](value, float(match[2]))

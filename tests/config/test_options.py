@@ -210,7 +210,7 @@ def test_keys_that_nothing_reads():
 @pytest.mark.parametrize(
     ("key", "good", "bad"),
     [
-        ("SEED", ["0", "8" + "9" * 17], ["-1", "1" + "0" * 19]),
+        ("SEED", ["0", "8" + "9" * 17], ["-1", "1" + "0" * 19, "1" + "0" * 400]),
         ("LOG_PERIOD", ["1"], ["0", "-5"]),
         ("VIS.NUM_IMAGES", ["0"], ["-1"]),
         ("VIS.SCORE_THRESHOLD", ["0", "1"], ["50", "-.1"]),
