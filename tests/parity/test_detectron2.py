@@ -433,7 +433,7 @@ def test_detections_of_a_narrow_network(narrow, narrow_state, seed, growth):
         for image in range(2):
             (theirs,) = reference.candidates([level[0][image]], [level[1][image]], [level[2]])
             scores = passed.scores[image]
-            # A sigmoid's last bit depends on where in a vector an element lies, on some CPUs: here the images lie together.
+            # A sigmoid's last bit depends, on some CPUs, on where in a vector it lies: here the images lie together.
             torch.testing.assert_close(scores[scores > -torch.inf], theirs.scores, rtol=1e-6, atol=0)
 
 
