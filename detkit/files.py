@@ -168,7 +168,7 @@ def new_numbered_folder(parent: Path | str) -> Path:
             folder.mkdir()
             return folder
         except (FileExistsError, FileNotFoundError):  # another process made this number, or removed the empty parent
-            if parent.exists() and not parent.is_dir():
+            if os.path.lexists(parent) and not parent.is_dir():  # a file, or a link to nowhere
                 raise
 
 

@@ -225,3 +225,6 @@ def test_a_numbered_folder_is_made_though_its_parent_goes_between(tmp_path, monk
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError):
         new_numbered_folder(tmp_path / "file")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        new_numbered_folder(tmp_path / "link")

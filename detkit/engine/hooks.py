@@ -151,13 +151,14 @@ class Evaluation:
         started = time.perf_counter()
         row = flat_metrics(self._evaluate())
         if self._metrics.metrics is not None and row and trainer.iteration not in self._done:
-            self._keep_if_best(row)  # first: where this is as far as it came, a resumed run evaluates again
+            ap = mean_ap(row)
+            self._keep_if_best(ap)  # first: where this is as far as it came, a resumed run evaluates again
             self._metrics.metrics.write({"iteration": trainer.iteration, **row})
-            self._done[trainer.iteration] = mean_ap(row)
+            self._done[trainer.iteration] = ap
         self._metrics.pause(time.perf_counter() - started)
 
-    def _keep_if_best(self, row: dict[str, float | None]) -> None:
-        ap, before = mean_ap(row), [other for other in self._done.values() if other is not None]
+    def _keep_if_best(self, ap: float | None) -> None:
+        before = [other for other in self._done.values() if other is not None]
         if not self._period or ap is None or ap <= max(before, default=-1.0):
             return
         try:
